@@ -1,0 +1,1 @@
+"""From the uplink to the core: checks batches and produces them, unchanged."""

@@ -1,0 +1,1 @@
+"""The replicated cluster of partitioned logs that speaks the Kafka protocol."""

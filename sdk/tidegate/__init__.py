@@ -1,0 +1,1 @@
+"""What downstream services import, and the `tidegate` command."""

@@ -1,0 +1,1 @@
+"""Kafka request and response frames, for the core (server) and the bridge (client). Needs kio."""
