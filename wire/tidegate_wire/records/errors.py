@@ -16,7 +16,7 @@ class BatchError(ValueError):
     """The bytes are not a record batch that can be used; the message says why."""
 
 
-class TornBatch(BatchError):
+class TornBatch(BatchError):  # noqa: N818  # says what the batch is
     """The buffer ends inside a batch.
 
     `position` is where in the buffer that batch begins: everything before it is whole.
@@ -27,15 +27,15 @@ class TornBatch(BatchError):
         self.position = position
 
 
-class UnsupportedMagic(BatchError):
+class UnsupportedMagic(BatchError):  # noqa: N818  # says what the batch is
     """The magic byte is not 2."""
 
 
-class CorruptBatch(BatchError):
+class CorruptBatch(BatchError):  # noqa: N818  # says what the batch is
     """The CRC in the header is not that of the bytes."""
 
 
-class MalformedRecords(BatchError):
+class MalformedRecords(BatchError):  # noqa: N818  # says what the batch is
     """The batch's payload is not the sequence of records that its header promises."""
 
 
@@ -43,5 +43,5 @@ class RecordsTooLarge(MalformedRecords):
     """The records take more bytes than the reader allows (a decompression bomb, or a limit set too low)."""
 
 
-class CodecMissing(BatchError):
+class CodecMissing(BatchError):  # noqa: N818  # says what the batch is
     """The batch is compressed with a codec whose package is not installed here."""
