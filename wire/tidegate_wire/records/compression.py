@@ -27,6 +27,8 @@ _ZSTD_WINDOW_BYTES_MAX: Final = 8 * 1024 * 1024
 """What RFC 8878 asks every decoder to support; a frame that wants more memory than this is refused."""
 _CHUNK_BYTES: Final = 256 * 1024
 _GZIP_WBITS: Final = 31
+_GZIP_MEMBERS_MAX: Final = 16
+"""Producers write one; each further one copies what follows it, so thousands of tiny ones would cost a minute."""
 
 _XERIAL_MAGIC: Final = b"\x82SNAPPY\x00"
 _XERIAL_HEADER_BYTES: Final = 16
@@ -74,24 +76,21 @@ def _stored(data: Buffer, bytes_max: int) -> Buffer:
 
 
 def _gunzip(data: Buffer, bytes_max: int) -> bytes:
-    pieces: list[bytes] = []
-    room = bytes_max
-    rest: Buffer = data
+    output = b""
     try:
-        while True:
+        for _ in range(_GZIP_MEMBERS_MAX):
             member = zlib.decompressobj(wbits=_GZIP_WBITS)
-            piece = member.decompress(rest, room + 1)
-            room -= len(piece)
-            if room < 0:
+            output += member.decompress(data, bytes_max - len(output) + 1)
+            if len(output) > bytes_max:
                 raise _too_large(bytes_max)
             if not member.eof:
                 raise MalformedRecords("gzip: the stream is cut")
-            pieces.append(piece)
-            rest = member.unused_data
-            if not rest:
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            data = member.unused_data
+            if not data:
+                return output
     except zlib.error as error:
         raise MalformedRecords(f"gzip: {error}") from error
+    raise MalformedRecords(f"gzip: more than {_GZIP_MEMBERS_MAX} members")
 
 
 def _unzstd(data: Buffer, bytes_max: int) -> bytes:
@@ -125,8 +124,7 @@ def _unsnappy(data: Buffer, bytes_max: int) -> Buffer:
     view = memoryview(data)
     if bytes(view[: len(_XERIAL_MAGIC)]) != _XERIAL_MAGIC:
         return _unsnappy_block(view, bytes_max, bytes_max)
-    pieces: list[Buffer] = []
-    room = bytes_max
+    output = bytearray()
     position, end = _XERIAL_HEADER_BYTES, len(view)
     while position < end:
         if end - position < _XERIAL_BLOCK.size:
@@ -135,11 +133,9 @@ def _unsnappy(data: Buffer, bytes_max: int) -> Buffer:
         position += _XERIAL_BLOCK.size
         if not 0 < block_bytes <= end - position:
             raise MalformedRecords(f"snappy: a block of {block_bytes} bytes where {end - position} are left")
-        piece = _unsnappy_block(view[position : position + block_bytes], room, bytes_max)
-        room -= len(piece)
-        pieces.append(piece)
+        output += _unsnappy_block(view[position : position + block_bytes], bytes_max - len(output), bytes_max)
         position += block_bytes
-    return b"".join(pieces)
+    return output
 
 
 def _unsnappy_block(block: memoryview, room: int, bytes_max: int) -> memoryview:
