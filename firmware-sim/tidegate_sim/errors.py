@@ -2,14 +2,14 @@
 
 TidegateError
 +-- ConfigError
-|   +-- TraceError            a trace is missing, or is not a CSV of numbers
-|   +-- FleetFilesError       ledger or flash are in use, or belong to another fleet
+|   +-- TraceError                a trace is missing, or is not a CSV of numbers
+|   +-- FleetFilesError           ledger or flash are in use, or belong to another fleet
 +-- UnreachableError
-|   +-- NoTargetAnsweredError      no device ever got a connection
+|   +-- NoTargetAnsweredError     no device ever got a connection
 +-- IntegrityError
-    +-- FlashDamagedError          a flash file holds something that this program did not write
-
-UnexpectedAcknowledgementError     a broker acknowledged what the device did not send (its connection is closed)
+    +-- FlashDamagedError         a flash file holds something that this program did not write
+ValueError
++-- UnexpectedAcknowledgementError    a broker acknowledged what was not sent (its connection is closed)
 """
 
 from __future__ import annotations
