@@ -10,7 +10,8 @@ class EndpointLimits:
     """What one endpoint holds, waits for and takes at most.
 
     The memory an endpoint can be made to hold is about `held_bytes_max`, plus `retained_bytes_max`, plus
-    `sessions_max` x `queued_bytes_max`, plus for each connection one packet and `outbound_bytes_max`.
+    `queued_bytes_total_max`, plus for each connection one packet of `packet_bytes_max`, one read of 64 KiB and
+    `outbound_bytes_max`.
     """
 
     connections_max: int = 1_000
@@ -32,17 +33,17 @@ class EndpointLimits:
     """Sessions kept, connected or not. Beyond it the disconnected session that was left longest ago is dropped."""
     session_expiry_max_s: int = 604_800
     """A week. MQTT 3.1.1 sessions without Clean Session never expire by themselves; here they do after this."""
-    keep_alive_max_s: int = 65_535
-    """Larger keep-alives, and 0 (none), become this, told to MQTT 5 clients as Server Keep Alive where it is less
-    than the field can say."""
+    keep_alive_max_s: int = 3_600
+    """MQTT 5 clients that ask for more, or for 0 (none), are told this as Server Keep Alive; so half-open connections
+    are noticed within 90 minutes. MQTT 3.1.1 has no way to say so: its clients get what they ask for."""
     receive_maximum: int = 1_024
     """QoS 1 and 2 PUBLISH packets that an MQTT 5 client may have unacknowledged; ten times what clients use."""
     topic_alias_maximum: int = 64
     """Topic aliases a client may set on one connection; a device has few topics."""
     group_messages_max: int = 5_000
-    """Messages of one call of `append`: some 40 ms of a Raspberry Pi's SQLite."""
+    """Messages of one call of `append`; more would not make a commit cheaper, only acknowledgements later."""
     group_bytes_max: int = 4_194_304
-    """Payload bytes of one call of `append`; a group may pass it by one packet."""
+    """Packet bytes of one call of `append`; a group may pass it by one packet."""
     held_bytes_max: int = 33_554_432
     """Bytes received and not yet appended; beyond it, publishing connections are not read. A second of a full
     gigabit link would be 120 MB; a disk that stalls for longer is to be felt by the devices, not by our memory."""
@@ -52,6 +53,8 @@ class EndpointLimits:
     """QoS 1 messages that wait for one session, connected or not. The newest is dropped, and counted."""
     queued_bytes_max: int = 4_194_304
     """Topic and payload bytes that wait for one session."""
+    queued_bytes_total_max: int = 67_108_864
+    """The same, of all sessions together."""
     outbound_bytes_max: int = 1_048_576
     """Bytes written to one connection that its socket has not taken. Beyond it the connection is not read, QoS 0
     messages for it are dropped and counted, and QoS 1 messages wait in the session."""
