@@ -1,0 +1,1 @@
+"""What each Kafka request does; one module a subject, one function an API."""

@@ -1,0 +1,1 @@
+"""The Kafka protocol as the core speaks it: versions, the hot codecs, and who handles which request."""
