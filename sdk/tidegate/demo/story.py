@@ -1,0 +1,186 @@
+"""The story the demo tells: events flow, the uplink is cut, an edge is killed, the tide runs out, all is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Final
+
+from tidegate.demo.counts import CoreCounts, Counts, FleetCounts, GroupCounts, acknowledged_events
+from tidegate.demo.display import Display
+from tidegate.demo.options import DemoOptions
+from tidegate.demo.processes import ListeningPart, Part, Processes
+from tidegate.demo.proof import Proof, prove
+from tidegate.demo.relay import Relay
+from tidegate_wire.address import Address
+
+RATE_HZ: Final = 20.0
+"""Of each device: with 50 devices a thousand events a second, which two small cores carry with all parts beside."""
+
+STREAM: Final = "telemetry"
+GROUP: Final = "demo"
+EDGES: Final = ("plant-north", "plant-south")
+MEMBERS: Final = 2
+
+QUIET_PART: Final = 0.3
+"""Of the fleet's time passes before the uplink is cut."""
+
+KILL_PART: Final = 0.4
+"""Of the outage passes before an edge is killed."""
+
+DRAIN_TIMEOUT_S: Final = 30.0
+"""For everything to arrive after the devices ended; what is missing then is counted as lost."""
+
+_TICK_S: Final = 0.25
+
+
+class Story:
+    """One run of the demo.
+
+    Args:
+        options: how long, how many, and for how long the uplink is gone.
+        directory: for data, logs and the ledger.
+        processes: ends what is started here.
+        relay: the uplink's cable.
+        display: what people see.
+    """
+
+    def __init__(
+        self, options: DemoOptions, directory: Path, processes: Processes, relay: Relay, display: Display
+    ) -> None:
+        self._options = options
+        self._directory = directory
+        self._processes = processes
+        self._relay = relay
+        self._display = display
+        self._core: Address | None = None
+        self._edges: list[ListeningPart] = []
+        self._edge_addresses: list[Address] = []
+        self._others: list[Part] = []
+        self._ledger = directory / "ledger.jsonl"
+        self._fleet_counts = FleetCounts(directory / "fleet.json")
+        self._group_counts = GroupCounts([directory / f"member-{number}.txt" for number in range(MEMBERS)])
+        self._core_counts: CoreCounts | None = None
+        self._uplink: Address | None = None
+
+    async def tell(self) -> Proof:
+        """Run it from beginning to end.
+
+        Raises:
+            PartFailedError: a part did not come up, or ended.
+        """
+        try:
+            return await self._tell()
+        finally:
+            if self._core_counts is not None:
+                self._core_counts.close()
+
+    async def _tell(self) -> Proof:
+        display, options = self._display, self._options
+        display.phase("starting a core, a bridge, two edges and two consumers, each its own process")
+        await self._start_parts()
+        fleet = await self._start_fleet()
+        start_s = time.monotonic()
+        display.phase(
+            f"{options.devices} devices replay recorded temperatures, {RATE_HZ * options.devices:,.0f} events/s"
+        )
+        cut_s = start_s + QUIET_PART * options.seconds
+        await self._watch_until(cut_s, fleet)
+        if options.outage_s:
+            self._relay.cut()
+            display.phase("the uplink is cut: the edges go on acknowledging, onto their own disks", uplink_is_cut=True)
+            await self._watch_until(cut_s + KILL_PART * options.outage_s, fleet)
+        await self._kill_an_edge()
+        if options.outage_s:
+            await self._watch_until(cut_s + options.outage_s, fleet)
+            self._relay.mend()
+            display.phase("the uplink is back: the tide runs out, oldest first")
+        await self._watch_until(float("inf"), fleet)
+        if await fleet.wait() != 0:
+            raise fleet.failure("failed")
+        display.phase("the devices are done; the last events arrive")
+        missed = await self._drain()
+        display.phase("a fresh consumer reads everything, and the devices' ledger is compared with it")
+        return await prove(str(self._core), self._ledger, missed_by_group=missed)
+
+    async def _start_parts(self) -> None:
+        core = self._part("core", "--node-id", "1", "--listen", "127.0.0.1:0", data_dir="core")
+        await self._processes.start(core)
+        self._core = await core.ready()
+        self._core_counts = CoreCounts(str(self._core), STREAM)
+        bridge = self._part("bridge", "--listen", "127.0.0.1:0", "--core", str(self._core))
+        self._uplink = await self._relay.start()
+        self._edges = [self._edge(name, "127.0.0.1:0") for name in EDGES]
+        self._others = [core, bridge]
+        for number, output in enumerate(self._group_counts.paths, start=1):
+            arguments = ["-m", "tidegate.demo.group_member", str(self._core), GROUP, STREAM, str(output)]
+            self._others.append(Part(f"consumer-{number}", arguments, self._directory))
+        for part in (bridge, *self._edges, *self._others[2:]):
+            await self._processes.start(part)
+        self._relay.target = await bridge.ready()
+        self._edge_addresses = [await edge.ready() for edge in self._edges]
+
+    def _part(self, command: str, *arguments: str, name: str = "", data_dir: str = "") -> ListeningPart:
+        data = ["--data-dir", str(self._directory / data_dir)] if data_dir else []
+        return ListeningPart(name or command, [command, *arguments, *data], self._directory)
+
+    def _edge(self, name: str, listen: str) -> ListeningPart:
+        uplink = f"mqtt://{self._uplink}"
+        return self._part("edge", "--id", name, "--listen", listen, "--uplink", uplink, name=name, data_dir=name)
+
+    async def _start_fleet(self) -> Part:
+        options = self._options
+        targets = ",".join(f"mqtt://{address}" for address in self._edge_addresses)
+        arguments = ["-m", "tidegate", "sim", "--target", targets, "--trace", "bundled"]
+        arguments += ["--devices", str(options.devices), "--rate", str(RATE_HZ), "--seconds", str(options.seconds)]
+        arguments += ["--ledger", str(self._ledger), "--status-file", str(self._fleet_counts.path)]
+        fleet = Part("devices", arguments, self._directory)
+        await self._processes.start(fleet)
+        return fleet
+
+    async def _kill_an_edge(self) -> None:
+        """kill -9, and a start on the same port and the same disk."""
+        name, address = EDGES[-1], self._edge_addresses[-1]
+        self._display.phase(f"{name} is killed with kill -9, and started again on the same disk")
+        await self._edges[-1].kill()
+        self._edges[-1] = self._edge(name, str(address))
+        await self._processes.start(self._edges[-1])
+        await self._edges[-1].ready()
+
+    async def _watch_until(self, deadline_s: float, fleet: Part) -> None:
+        """Show the counts until the time, or the end of the fleet.
+
+        Raises:
+            PartFailedError: another part ended.
+        """
+        while fleet.running and time.monotonic() < deadline_s:
+            await self._tick()
+            await asyncio.sleep(min(_TICK_S, max(0.0, deadline_s - time.monotonic())))
+
+    async def _drain(self) -> int:
+        """Wait until the group saw everything acknowledged; returns how many it missed."""
+        acknowledged = acknowledged_events(self._ledger)
+        deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
+        while True:
+            await self._tick()
+            missed = len(acknowledged - self._group_counts.seen)
+            if not missed or time.monotonic() > deadline_s:
+                return missed
+            await asyncio.sleep(_TICK_S)
+
+    async def _tick(self) -> None:
+        for part in (*self._edges, *self._others):
+            if not part.running:
+                raise part.failure("ended before the demo did")
+        assert self._core_counts is not None
+        published, acknowledged = self._fleet_counts.read()
+        committed = await asyncio.to_thread(self._core_counts.read)
+        self._display.counts(
+            Counts(
+                published=published,
+                acknowledged=acknowledged,
+                committed=committed,
+                consumed=self._group_counts.read(),
+            )
+        )
