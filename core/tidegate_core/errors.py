@@ -1,27 +1,27 @@
 """What can go wrong with a partition and its disk. `kafka_error` is the name of the Kafka error a client is told.
 
-    TidegateError
-    +-- PartitionError                  one partition refused or could not do what was asked
-    |   +-- StorageError                KAFKA_STORAGE_ERROR (clients retry)
-    |   |   +-- DiskFull                nothing was written; works again by itself when there is room
-    |   |   +-- StorageFailed           a write or sync failed: refused until the next start
-    |   |   +-- PartitionDamaged        bytes that were synced are gone or changed; nothing was deleted
-    |   |   +-- PartitionClosed         deleted, or shutting down
-    |   +-- OffsetOutOfRange            OFFSET_OUT_OF_RANGE
-    |   +-- AppendRefused               the batch is not one this partition takes; nothing was written
-    |       +-- CorruptBatchRefused     CORRUPT_MESSAGE
-    |       +-- InvalidRecord           INVALID_RECORD
-    |       +-- MessageTooLarge         MESSAGE_TOO_LARGE
-    |       +-- InvalidTimestamp        INVALID_TIMESTAMP
-    |       +-- TransactionRefused      INVALID_TXN_STATE
-    |       +-- InvalidProducerEpoch    INVALID_PRODUCER_EPOCH
-    |       +-- OutOfOrderSequence      OUT_OF_ORDER_SEQUENCE_NUMBER
-    |       +-- DuplicateSequence       DUPLICATE_SEQUENCE_NUMBER
-    |       +-- UnknownProducer         UNKNOWN_PRODUCER_ID
-    |       +-- TooManyProducers        POLICY_VIOLATION
-    +-- PartitionExists                 TOPIC_ALREADY_EXISTS
-    +-- InvalidLogConfig (ConfigError)  INVALID_CONFIG
-    +-- DataDirError (RefusedError)     the data directory is another node's, too new, or in use
+TidegateError
++-- PartitionError                  one partition refused or could not do what was asked
+|   +-- StorageError                KAFKA_STORAGE_ERROR (clients retry)
+|   |   +-- DiskFull                nothing was written; works again by itself when there is room
+|   |   +-- StorageFailed           a write or sync failed: refused until the next start
+|   |   +-- PartitionDamaged        bytes that were synced are gone or changed; nothing was deleted
+|   |   +-- PartitionClosed         deleted, or shutting down
+|   +-- OffsetOutOfRange            OFFSET_OUT_OF_RANGE
+|   +-- AppendRefused               the batch is not one this partition takes; nothing was written
+|       +-- CorruptBatchRefused     CORRUPT_MESSAGE
+|       +-- InvalidRecord           INVALID_RECORD
+|       +-- MessageTooLarge         MESSAGE_TOO_LARGE
+|       +-- InvalidTimestamp        INVALID_TIMESTAMP
+|       +-- TransactionRefused      INVALID_TXN_STATE
+|       +-- InvalidProducerEpoch    INVALID_PRODUCER_EPOCH
+|       +-- OutOfOrderSequence      OUT_OF_ORDER_SEQUENCE_NUMBER
+|       +-- DuplicateSequence       DUPLICATE_SEQUENCE_NUMBER
+|       +-- UnknownProducer         UNKNOWN_PRODUCER_ID
+|       +-- TooManyProducers        POLICY_VIOLATION
++-- PartitionExists                 TOPIC_ALREADY_EXISTS
++-- InvalidLogConfig (ConfigError)  INVALID_CONFIG
++-- DataDirError (RefusedError)     the data directory is another node's, too new, or in use
 """
 
 from __future__ import annotations
@@ -123,12 +123,6 @@ class UnknownProducer(AppendRefused):
     """A producer this partition does not know begins in the middle of its sequence."""
 
     kafka_error = "UNKNOWN_PRODUCER_ID"
-
-
-class TooManyProducers(AppendRefused):
-    """The partition remembers as many producers as it may."""
-
-    kafka_error = "POLICY_VIOLATION"
 
 
 class PartitionExists(TidegateError):

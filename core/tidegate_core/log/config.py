@@ -80,7 +80,9 @@ class LogConfig:
         for name, text in settings.items():
             item = by_name.get(name)
             if item is None:
-                raise InvalidLogConfig(f"unknown topic setting {name!r}", hint=f"known are {', '.join(sorted(by_name))}")
+                raise InvalidLogConfig(
+                    f"unknown topic setting {name!r}", hint=f"known are {', '.join(sorted(by_name))}"
+                )
             if text is not None:
                 values[item.name] = _parse(name, text, item.metadata["low"], item.metadata["high"])
         return cls(**values)

@@ -1,0 +1,136 @@
+"""The file `checkpoint` of a partition: what can't be read from the segments, and what saves reading them.
+
+- `log_start_offset`: records below were deleted, and must not come back.
+- `recovery_point`: everything before this place is on disk and was checked; a start reads on from here.
+- `leader_epochs`: where each epoch begins (KIP-101).
+- `segment_created_ms`: when the segment of the recovery point was begun, for `segment.ms`.
+
+A missing or damaged file costs a full scan of the log, and never a record.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from tidegate_core.log.files import DamagedFile, replace_file, seal, unseal
+from tidegate_core.log.segment import LogPosition
+from tidegate_wire.identifiers import LeaderEpoch, Offset
+
+CHECKPOINT_NAME: Final = "checkpoint"
+_KIND: Final = b"TGCHECK1"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The content of the file."""
+
+    log_start_offset: Offset = Offset(0)
+    recovery_point: LogPosition | None = None
+    leader_epochs: tuple[tuple[LeaderEpoch, Offset], ...] = ()
+    segment_created_ms: int = 0
+
+    def encode(self) -> bytes:
+        """As the file holds it: JSON behind a seal, so that a person can read it."""
+        return seal(_KIND, json.dumps(asdict(self)).encode() + b"\n")
+
+    @classmethod
+    def decode(cls, data: bytes) -> Checkpoint:
+        """Read what `encode` wrote.
+
+        Raises:
+            DamagedFile: it is something else.
+        """
+        try:
+            fields = json.loads(unseal(_KIND, data))
+            point = fields["recovery_point"]
+            return cls(
+                log_start_offset=Offset(fields["log_start_offset"]),
+                recovery_point=None if point is None else LogPosition(**point),
+                leader_epochs=tuple((LeaderEpoch(epoch), Offset(start)) for epoch, start in fields["leader_epochs"]),
+                segment_created_ms=fields["segment_created_ms"],
+            )
+        except (KeyError, TypeError) as error:
+            raise DamagedFile(f"a field is missing or of another type: {error}") from error
+
+
+def load_checkpoint(directory: Path) -> Checkpoint | None:
+    """The checkpoint in `directory`; None if there is none.
+
+    Raises:
+        DamagedFile: there is one, but not whole.
+        OSError: it can't be read.
+    """
+    try:
+        return Checkpoint.decode((directory / CHECKPOINT_NAME).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+class CheckpointWriter:
+    """Writes the file from any thread; a slower thread never undoes what a faster one wrote."""
+
+    def __init__(self, directory: Path, content: Checkpoint) -> None:
+        self._path = directory / CHECKPOINT_NAME
+        self._content = content
+        self._lock = threading.Lock()
+        self.generation = 0
+        """Grows when the log is truncated: recovery points taken before are void."""
+
+    @property
+    def recovery_point(self) -> LogPosition | None:
+        """What the file holds."""
+        return self._content.recovery_point
+
+    def advance(
+        self,
+        generation: int,
+        recovery_point: LogPosition,
+        leader_epochs: tuple[tuple[LeaderEpoch, Offset], ...],
+        segment_created_ms: int,
+    ) -> None:
+        """Move the recovery point, unless the log was truncated since `generation` or the point moved further.
+
+        Raises:
+            OSError: the file has its old content.
+        """
+        with self._lock:
+            old = self._content.recovery_point
+            if generation == self.generation and (old is None or old.offset <= recovery_point.offset):
+                self._write(
+                    replace(
+                        self._content,
+                        recovery_point=recovery_point,
+                        leader_epochs=leader_epochs,
+                        segment_created_ms=segment_created_ms,
+                    )
+                )
+
+    def raise_log_start(self, offset: Offset) -> None:
+        """Records below `offset` are gone for good.
+
+        Raises:
+            OSError: the file has its old content.
+        """
+        with self._lock:
+            if offset > self._content.log_start_offset:
+                self._write(replace(self._content, log_start_offset=offset))
+
+    def truncate(self, end: LogPosition, leader_epochs: tuple[tuple[LeaderEpoch, Offset], ...]) -> None:
+        """Before the log is cut at `end`: nothing after it is known to be on disk.
+
+        Raises:
+            OSError: the file has its old content.
+        """
+        with self._lock:
+            self.generation += 1
+            old = self._content.recovery_point
+            if old is None or old.offset > end.offset:
+                self._write(replace(self._content, recovery_point=end, leader_epochs=leader_epochs))
+
+    def _write(self, content: Checkpoint) -> None:
+        replace_file(self._path, content.encode(), durable=True)
+        self._content = content

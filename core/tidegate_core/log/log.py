@@ -1,0 +1,452 @@
+"""A log: segments in a row, of which the last is appended to.
+
+Invariants: segments are ordered and never overlap; a sealed segment ends where the next one begins; nothing is appended
+while the end of the log is not known (`failure`).
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from tidegate_core.errors import OffsetOutOfRange, PartitionDamaged
+from tidegate_core.log.checkpoint import Checkpoint, CheckpointWriter
+from tidegate_core.log.config import LogConfig
+from tidegate_core.log.epochs import LeaderEpochs
+from tidegate_core.log.files import DELETED_SUFFIX, OpenFiles, replace_file, storage_error, sync_directory
+from tidegate_core.log.segment import OFFSET_DELTA_MAX, LogPosition, Segment, segment_path
+from tidegate_wire.identifiers import LeaderEpoch, Offset
+from tidegate_wire.records import BatchError, BatchHeader, read_records
+
+CHECKPOINT_INTERVAL_BYTES: Final = 64 * 1024 * 1024
+"""Appended between two checkpoints: about a tenth of a second of scanning after a crash, for two small syncs."""
+
+_logger = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class SyncJob:
+    """What a thread has to do so that everything before `end` is on disk."""
+
+    end: LogPosition
+    descriptors: list[int]
+    directory: Path | None
+    """Whose names changed."""
+    checkpoint: Callable[[], None] | None
+    """Moves the recovery point to `end`; to be called after the sync."""
+
+    def run(self) -> None:
+        """Sync.
+
+        Raises:
+            OSError: not everything before `end` is on disk.
+        """
+        try:
+            for descriptor in self.descriptors:
+                os.fdatasync(descriptor)
+            if self.directory is not None:
+                sync_directory(self.directory)
+        finally:
+            self.abandon()
+
+    def write_checkpoint(self) -> None:
+        """Write the checkpoint; a failure is only logged, since the next start then scans more."""
+        assert self.checkpoint is not None
+        try:
+            self.checkpoint()
+        except OSError as error:
+            _logger.warning("checkpoint_not_written", offset=self.end.offset, error=str(error))
+
+    def abandon(self) -> None:
+        """Close the descriptors."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
+
+
+class Log:
+    """Owned by one thread, but for `SyncJob.run`. `open_log` in `recovery` makes one."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: LogConfig,
+        files: OpenFiles,
+        *,
+        segments: list[Segment],
+        epochs: LeaderEpochs,
+        checkpoint: Checkpoint,
+        discard: Callable[[Path], None],
+        damage: PartitionDamaged | None = None,
+        failure: PartitionDamaged | None = None,
+    ) -> None:
+        self.directory = directory
+        self.config = config
+        self.epochs = epochs
+        self.damage = damage
+        """The first bytes found to be gone or changed; the rest can still be read."""
+        self.failure = failure
+        """Why nothing may be appended: the end of the log is not known."""
+        self.log_start_offset = max(checkpoint.log_start_offset, segments[0].base_offset)
+        self.segments = segments
+        self._active = segments[-1]
+        self._active_created_ms = checkpoint.segment_created_ms or self._active.last_append_ms
+        self._bases = [segment.base_offset for segment in segments]
+        self._files = files
+        self._discard = discard
+        self._checkpoint = CheckpointWriter(directory, checkpoint)
+        self._unindexed: list[Segment] = []
+        """Sealed since the last checkpoint."""
+        self._directory_dirty = False
+        self._appended_since_checkpoint = 0
+
+    @property
+    def log_end_offset(self) -> Offset:
+        """One after the last record."""
+        return self._active.end_offset
+
+    @property
+    def end(self) -> LogPosition:
+        """Where the next batch goes."""
+        return self._active.end
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all segments."""
+        return sum(segment.size_bytes for segment in self.segments)
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Whether enough was appended since the last checkpoint, or a segment was closed."""
+        return self._appended_since_checkpoint >= CHECKPOINT_INTERVAL_BYTES or bool(self._unindexed)
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether there is nothing to hand to a sync."""
+        return not self._active.is_dirty and not self._directory_dirty and not self._unindexed
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether the next start has nothing to scan."""
+        return self._checkpoint.recovery_point == self.end
+
+    # --- appending
+
+    def append(self, batches: memoryview, headers: Sequence[BatchHeader], now_ms: int) -> None:
+        """Write batches that have their offsets and epochs, and follow the last one; all of them or none.
+
+        Raises:
+            DiskFull: nothing was written, and a later append may work.
+            StorageFailed: the disk refused, and what it holds is not known.
+            StorageError: too many files are open.
+        """
+        active = self._active
+        try:
+            if active.size_bytes and self._must_roll(active, len(batches), headers[-1].last_offset, now_ms):
+                active = self._roll(headers[0].base_offset, now_ms)
+            elif not active.size_bytes:
+                self._active_created_ms = now_ms
+            active.append(batches, headers, now_ms)
+        except OSError as error:
+            raise storage_error(error, f"{active.path} can't be written") from error
+        self._appended_since_checkpoint += len(batches)
+        for header in headers:
+            self.epochs.note(header.leader_epoch, header.base_offset)
+
+    def _must_roll(self, active: Segment, append_bytes: int, last_offset: int, now_ms: int) -> bool:
+        return (
+            active.size_bytes + append_bytes > self.config.segment_bytes
+            or now_ms - self._active_created_ms >= self.config.segment_ms
+            or last_offset - active.base_offset > OFFSET_DELTA_MAX
+        )
+
+    def roll(self, now_ms: int) -> None:
+        """Close the active segment, if it holds anything, and begin a new one.
+
+        Raises:
+            DiskFull, StorageFailed, StorageError: as in `append`.
+        """
+        if self._active.size_bytes:
+            try:
+                self._roll(self.log_end_offset, now_ms)
+            except OSError as error:
+                raise storage_error(error, f"{self.directory}: no new segment") from error
+
+    def roll_if_old(self, now_ms: int) -> None:
+        """Close the active segment if `segment.ms` says so.
+
+        Raises:
+            DiskFull, StorageFailed, StorageError: as in `append`.
+        """
+        if now_ms - self._active_created_ms >= self.config.segment_ms:
+            self.roll(now_ms)
+
+    def _roll(self, base_offset: Offset, now_ms: int) -> Segment:
+        segment = Segment.create(segment_path(self.directory, base_offset), base_offset, self._files, now_ms)
+        sealed = self._active
+        sealed.is_sealed = True
+        sealed.end_offset = base_offset
+        self._unindexed.append(sealed)
+        self._directory_dirty = True
+        self.segments.append(segment)
+        self._bases.append(base_offset)
+        self._active = segment
+        self._active_created_ms = now_ms
+        return segment
+
+    # --- syncing
+
+    def begin_sync(self, write_snapshot: Callable[[], None] | None) -> SyncJob:
+        """What makes everything appended so far safe.
+
+        The job comes with a checkpoint if `write_snapshot` is given, which is called, in the job's thread, before it.
+
+        Raises:
+            OSError: no descriptor is free.
+        """
+        active = self._active
+        dirty = [segment for segment in (*self._unindexed, active) if segment.is_dirty]
+        job = SyncJob(active.end, [], self.directory if self._directory_dirty else None, None)
+        try:
+            for segment in dirty:
+                job.descriptors.append(os.dup(self._files.get(segment)))
+        except OSError:
+            job.abandon()
+            raise
+        if write_snapshot is not None:
+            job.checkpoint = self._checkpoint_at(job.end, write_snapshot)
+        for segment in dirty:
+            segment.is_dirty = False
+        self._directory_dirty = False
+        return job
+
+    def _checkpoint_at(self, end: LogPosition, write_snapshot: Callable[[], None]) -> Callable[[], None]:
+        indexes = [(segment.index_path, self._encode_index(segment)) for segment in (*self._unindexed, self._active)]
+        generation = self._checkpoint.generation
+        epochs = tuple(self.epochs.entries)
+        created_ms = self._active_created_ms
+        self._unindexed.clear()
+        self._appended_since_checkpoint = 0
+
+        def write() -> None:
+            write_snapshot()
+            for path, data in indexes:
+                replace_file(path, data, durable=False)
+            self._checkpoint.advance(generation, end, epochs, created_ms)
+
+        return write
+
+    @staticmethod
+    def _encode_index(segment: Segment) -> bytes:
+        return segment.load_index().encode(
+            segment.base_offset, segment.end_offset, segment.size_bytes, is_final=segment.is_sealed
+        )
+
+    # --- reading
+
+    def read(self, offset: Offset, bytes_max: int, end: LogPosition) -> list[bytes]:
+        """Whole batches from the one that holds `offset` on, before `end`: at most `bytes_max` bytes, at least one.
+
+        Raises:
+            OffsetOutOfRange: `offset` is below the log's start or above its end.
+            PartitionDamaged: the first batch is not what was written.
+            StorageFailed, StorageError: the file can't be read.
+        """
+        if not self.log_start_offset <= offset <= self.log_end_offset:
+            raise OffsetOutOfRange(
+                f"offset {offset} is not in {self.directory.name}: {self.log_start_offset} to {self.log_end_offset}"
+            )
+        if offset >= end.offset:
+            return []
+        buffers: list[bytes] = []
+        room = bytes_max
+        for segment in self.segments[bisect_right(self._bases, offset) - 1 :]:
+            if segment.base_offset > end.segment_base:
+                break
+            is_last = segment.base_offset == end.segment_base
+            try:
+                data = segment.read(offset, room, end if is_last else segment.end, at_least_one=not buffers)
+                if not data and not buffers and offset >= segment.end_offset:
+                    raise segment.damaged(segment.size_bytes, f"offset {offset} is missing: a file is gone")
+            except PartitionDamaged as error:
+                self.damage = self.damage or error
+                if buffers:
+                    break
+                raise
+            except OSError as error:
+                raise storage_error(error, f"{segment.path} can't be read") from error
+            if data:
+                buffers.append(data)
+                room -= len(data)
+            elif buffers:
+                break
+            if room <= 0 or is_last:
+                break
+        return buffers
+
+    def offset_for_time(self, time_ms: int, end: LogPosition) -> tuple[Offset, int] | None:
+        """The first record before `end` with a timestamp of at least `time_ms`: its offset and timestamp.
+
+        Raises:
+            PartitionDamaged: a batch on the way is not what was written.
+            StorageFailed, StorageError: a file can't be read.
+        """
+        for segment in self.segments:
+            if segment.largest_timestamp_ms < time_ms:
+                continue
+            if segment.base_offset > end.segment_base:
+                break
+            found = self._first_at_or_after(segment, time_ms, end)
+            if found is not None:
+                return found
+        return None
+
+    def _first_at_or_after(self, segment: Segment, time_ms: int, end: LogPosition) -> tuple[Offset, int] | None:
+        for batch in self._batches_at_or_after(segment, time_ms, end):
+            try:
+                for record in read_records(batch):
+                    if record.timestamp_ms >= time_ms and record.offset >= self.log_start_offset:
+                        return record.offset, record.timestamp_ms
+            except BatchError:  # the CRC fits, so a client sent it so: what the header says has to do
+                header = BatchHeader.parse(batch)
+                return max(header.base_offset, self.log_start_offset), header.max_timestamp_ms
+        return None
+
+    def _batches_at_or_after(self, segment: Segment, time_ms: int, end: LogPosition) -> Iterator[bytes]:
+        """The batches of the segment before `end` that hold a record at or after `time_ms`."""
+        end_byte = end.byte if segment.base_offset == end.segment_base else segment.size_bytes
+        try:
+            for position, header in segment.walk(segment.load_index().position_for_time(time_ms), end_byte):
+                if header.max_timestamp_ms >= time_ms and header.last_offset >= self.log_start_offset:
+                    yield segment.read_batch(position, header)
+        except OSError as error:
+            raise storage_error(error, f"{segment.path} can't be read") from error
+
+    def offset_of_latest_time(self, end: LogPosition) -> tuple[Offset, int] | None:
+        """The first record before `end` that has the largest timestamp: its offset and timestamp.
+
+        Raises:
+            PartitionDamaged: a batch on the way is not what was written.
+            StorageFailed, StorageError: a file can't be read.
+        """
+        latest: tuple[Offset, int] | None = None
+        for segment in self.segments:
+            largest_ms = segment.largest_timestamp_ms
+            if segment.base_offset > end.segment_base or largest_ms < 0 or (latest and largest_ms <= latest[1]):
+                continue
+            found = self._first_at_or_after(segment, largest_ms, end)
+            if found is None and segment.base_offset == end.segment_base:  # its latest record is not before `end`
+                found = self._latest_by_walking(segment, end)
+            if found is not None and (latest is None or found[1] > latest[1]):
+                latest = found
+        return latest
+
+    def _latest_by_walking(self, segment: Segment, end: LogPosition) -> tuple[Offset, int] | None:
+        try:
+            largest_ms = max((header.max_timestamp_ms for _, header in segment.walk(0, end.byte)), default=-1)
+        except OSError as error:
+            raise storage_error(error, f"{segment.path} can't be read") from error
+        return self._first_at_or_after(segment, largest_ms, end) if largest_ms >= 0 else None
+
+    def end_offset_for_epoch(self, epoch: LeaderEpoch) -> tuple[LeaderEpoch, Offset]:
+        """The largest epoch at or below `epoch` in this log, and where it ends; (-1, -1) if there is none."""
+        return self.epochs.end_offset(epoch, self.log_end_offset)
+
+    # --- removing
+
+    def delete_before(self, offset: Offset) -> None:
+        """Raise the log's start to `offset`, on disk when this returns; only for what is synced.
+
+        Raises:
+            OffsetOutOfRange: above the log's end.
+            DiskFull, StorageFailed, StorageError: the new start can't be written; the log is as it was.
+        """
+        if offset > self.log_end_offset:
+            raise OffsetOutOfRange(f"offset {offset} is above the end of {self.directory.name}, {self.log_end_offset}")
+        if offset <= self.log_start_offset:
+            return
+        if offset == self.log_end_offset:
+            self.roll(self._active.last_append_ms)
+        try:
+            self._checkpoint.raise_log_start(offset)
+            self.log_start_offset = offset
+            self.epochs.cut_start(offset)
+        except OSError as error:
+            raise storage_error(error, f"{self.directory}: the log's start can't be raised") from error
+        self.remove_deleted()
+
+    def remove_deleted(self) -> None:
+        """Remove the segments that lie wholly below the log's start.
+
+        Only up to the recovery point: the producers that wrote what goes are then in a snapshot.
+
+        Raises:
+            DiskFull, StorageFailed, StorageError: a file can't be renamed.
+        """
+        point = self._checkpoint.recovery_point
+        limit = min(self.log_start_offset, point.offset if point is not None else 0)
+        try:
+            self._remove([segment for segment in self.segments[:-1] if segment.end_offset <= limit])
+        except OSError as error:
+            raise storage_error(error, f"{self.directory}: a segment can't be removed") from error
+
+    def truncate_to(self, offset: Offset) -> None:
+        """Remove every batch that ends after `offset`, on disk when this returns.
+
+        Raises:
+            OffsetOutOfRange: below the log's start.
+            PartitionDamaged: the place to cut can't be found.
+            DiskFull, StorageFailed, StorageError: it could not be done; the disk may hold more than wanted.
+        """
+        if offset >= self.log_end_offset:
+            return
+        if offset < self.log_start_offset:
+            raise OffsetOutOfRange(f"{self.directory.name} can't be cut at {offset}, before {self.log_start_offset}")
+        at = bisect_right(self._bases, offset) - 1
+        segment = self.segments[at]
+        try:
+            end = segment.position_after(offset)
+            self.epochs.cut_end(end.offset)
+            self._checkpoint.truncate(end, tuple(self.epochs.entries))
+            self._remove(self.segments[:at:-1])
+            segment.cut(end)
+            self._active = segment
+            if segment in self._unindexed:
+                self._unindexed.remove(segment)
+            os.fdatasync(self._files.get(segment))
+            sync_directory(self.directory)
+        except OSError as error:
+            raise storage_error(error, f"{self.directory} can't be truncated") from error
+
+    def replace_segments(self, old: Sequence[Segment], new: Segment) -> None:
+        """Let `new`, whose file stands in the place of the first of `old`, take the place of all of `old`."""
+        at = self.segments.index(old[0])
+        assert list(old) == self.segments[at : at + len(old)]
+        assert old[-1] is not self._active
+        for segment in old:
+            self._files.close(segment)
+        self.segments[at : at + len(old)] = [new]
+        self._bases[at : at + len(old)] = [new.base_offset]
+
+    def _remove(self, segments: Sequence[Segment]) -> None:
+        """Take segments off the list and out of sight; their bytes are freed later, in the background."""
+        for segment in segments:
+            self._files.close(segment)
+            at = self.segments.index(segment)
+            del self.segments[at], self._bases[at]
+            if segment in self._unindexed:
+                self._unindexed.remove(segment)
+            gone = segment.path.with_name(segment.path.name + DELETED_SUFFIX)
+            segment.path.rename(gone)
+            segment.index_path.unlink(missing_ok=True)
+            self._discard(gone)
+
+    def close(self) -> None:
+        """Close the files, without a sync."""
+        for segment in self.segments:
+            self._files.close(segment)
