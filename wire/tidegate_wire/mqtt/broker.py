@@ -178,8 +178,9 @@ class Broker:
         queued_max: int,
     ) -> None:
         message = entry.message
-        if grant.qos and message.qos:
-            delivery = Delivery(message, retain, grant.identifiers, entry.expires_at_s)
+        qos = min(grant.qos, message.qos)
+        if qos:
+            delivery = Delivery(message, qos, retain, grant.identifiers, entry.expires_at_s)
             session.deliver(delivery, now_s, queued_max=queued_max)
             return
         if session.outlet is None:

@@ -30,6 +30,7 @@ from tidegate_wire.mqtt.packets import (
     Puback,
     Pubcomp,
     Publish,
+    Pubrec,
     Pubrel,
     Suback,
     Subscribe,
@@ -56,6 +57,9 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Close, once everything is sent."""
+
+    def close_for_writing(self) -> None:
+        """Say that nothing more comes, once everything is sent, and read on."""
 
     def abort(self) -> None:
         """Close now."""
@@ -155,7 +159,7 @@ class ServerConnection:
         limits = self._shared.limits
         stats = self._shared.stats
         if self._closed:
-            if now_s - self._closed_at_s > limits.write_stall_timeout_ms / 1000:
+            if now_s - self._closed_at_s > limits.linger_timeout_ms / 1000:
                 self._link.abort()
         elif self._session is None:
             if now_s - self._last_received_s > limits.connect_timeout_ms / 1000:
@@ -180,11 +184,12 @@ class ServerConnection:
         """Close from our side; an MQTT 5 client is told why."""
         if self._closed:
             return
-        if self.version is _V5 and self._session is not None:
+        linger = self.version is _V5 and self._session is not None
+        if linger:
             packet = encode(Disconnect(reason_code=reason, properties=Properties(reason_string=explanation)), _V5)
             if len(packet) <= self.packet_bytes_max:
                 self.send(packet)
-        self._finish(text, now_s)
+        self._finish(text, now_s, linger=linger)
 
     def shut_down(self, now_s: float) -> None:
         """Close because the server ends; no will is published, since it is not the client that fails."""
@@ -314,6 +319,13 @@ class ServerConnection:
                 self._on_publish(packet, session)
             case Puback():
                 session.acknowledge(packet.packet_id, now_s)
+            case Pubrec():
+                reason = session.receive(packet.packet_id, packet.reason_code, now_s)
+                if reason is not None:
+                    code = reason if self.version is _V5 else ReasonCode.SUCCESS
+                    self.send(encode(Pubrel(packet_id=packet.packet_id, reason_code=code), self.version))
+            case Pubcomp():
+                session.complete(packet.packet_id, now_s)
             case Pubrel():
                 self._on_pubrel(packet.packet_id, session)
             case Subscribe():
@@ -513,10 +525,12 @@ class ServerConnection:
             stats.connections_refused += 1
             reason = error.reason_code if version is _V5 else ConnectReturnCode.for_reason(error.reason_code)
             self.send(encode(Connack(reason_code=reason), version))
-        self._finish("refused", now_s)
+        self._finish("refused", now_s, linger=version is not None)
 
-    def _finish(self, text: str, now_s: float, *, publish_will: bool = True) -> None:
-        """Close, once, and leave the session."""
+    def _finish(self, text: str, now_s: float, *, publish_will: bool = True, linger: bool = False) -> None:
+        """Close, once, and leave the session. `linger` reads on, and drops what comes, until the client closes too:
+        a socket closed with unread bytes is reset, and the client would lose our last packet.
+        """
         if self._closed:
             return
         self._closed = True
@@ -524,7 +538,10 @@ class ServerConnection:
         shared = self._shared
         shared.intake.forget(self)
         self.flush()
-        self._link.close()
+        if linger:
+            self._link.close_for_writing()
+        else:
+            self._link.close()
         session = self._session
         if session is None:
             return

@@ -124,8 +124,7 @@ class MqttEndpoint:
             protocol.pause_reading()
         deadline_s = loop.time() + _CLOSE_TIMEOUT_S
         await self._drain(deadline_s)
-        if self._tick_handle is not None:
-            self._tick_handle.cancel()
+        self._appends_in_flight_max = 0
         for protocol in list(self._protocols):
             protocol.connection.shut_down(loop.time())
         with contextlib.suppress(TimeoutError):
@@ -134,6 +133,8 @@ class MqttEndpoint:
         for protocol in list(self._protocols):
             protocol.abort()
         await self._all_gone.wait()
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
         if self._server is not None:
             await self._server.wait_closed()
 
@@ -145,7 +146,6 @@ class MqttEndpoint:
             tasks = [task for _, task in self._in_flight]
             await asyncio.wait(tasks, timeout=max(0.0, deadline_s - loop.time()))
             if loop.time() >= deadline_s:
-                self._appends_in_flight_max = 0
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
@@ -288,6 +288,11 @@ class _ClientProtocol(asyncio.BufferedProtocol):
     def close(self) -> None:
         assert self._transport is not None
         self._transport.close()
+
+    def close_for_writing(self) -> None:
+        assert self._transport is not None
+        self._transport.write_eof()
+        self._transport.resume_reading()
 
     def abort(self) -> None:
         assert self._transport is not None

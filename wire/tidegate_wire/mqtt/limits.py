@@ -48,18 +48,21 @@ class EndpointLimits:
     """Bytes received and not yet appended; beyond it, publishing connections are not read. A second of a full
     gigabit link would be 120 MB; a disk that stalls for longer is to be felt by the devices, not by our memory."""
     inflight_max: int = 100
-    """QoS 1 messages sent to a subscriber and not yet acknowledged, unless its Receive Maximum is lower."""
+    """QoS 1 and 2 messages sent to a subscriber and not yet acknowledged, unless its Receive Maximum is lower."""
     queued_messages_max: int = 1_000
-    """QoS 1 messages that wait for one session, connected or not. The newest is dropped, and counted."""
+    """QoS 1 and 2 messages that wait for one session, connected or not. The newest is dropped, and counted."""
     queued_bytes_max: int = 4_194_304
     """Topic and payload bytes that wait for one session."""
     queued_bytes_total_max: int = 67_108_864
     """The same, of all sessions together."""
     outbound_bytes_max: int = 1_048_576
     """Bytes written to one connection that its socket has not taken. Beyond it the connection is not read, QoS 0
-    messages for it are dropped and counted, and QoS 1 messages wait in the session."""
+    messages for it are dropped and counted, and others wait in the session."""
     write_stall_timeout_ms: int = 30_000
     """A connection that stays above `outbound_bytes_max` for so long is closed: its client does not read."""
+    linger_timeout_ms: int = 1_000
+    """How long a connection that we close with a word is read on, so that the word is not lost to a reset: a client
+    that is still sending learns why."""
     retained_messages_max: int = 10_000
     """Retained messages; a new topic beyond it is not retained, and counted."""
     retained_bytes_max: int = 16_777_216

@@ -12,10 +12,12 @@ from enum import Enum, auto
 from typing import Final, Protocol
 
 from tidegate_wire.mqtt.encode import publish_parts
+from tidegate_wire.mqtt.errors import ProtocolViolationError
 from tidegate_wire.mqtt.limits import EndpointLimits
 from tidegate_wire.mqtt.messages import ReceivedMessage
 from tidegate_wire.mqtt.packets import PACKET_ID_MAX, ProtocolVersion, Will
 from tidegate_wire.mqtt.properties import NO_PROPERTIES, Properties
+from tidegate_wire.mqtt.reason_codes import ReasonCode
 from tidegate_wire.mqtt.stats import EndpointStats
 from tidegate_wire.mqtt.subscriptions import Grant
 
@@ -28,7 +30,7 @@ class Outlet(Protocol):
 
     version: ProtocolVersion
     send_window: int
-    """QoS 1 messages that may be unacknowledged: the client's Receive Maximum, or our own limit."""
+    """QoS 1 and 2 messages that may be unacknowledged: the client's Receive Maximum, or our own limit."""
     packet_bytes_max: int
     """The client's Maximum Packet Size."""
 
@@ -51,9 +53,10 @@ class Qos2(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message on its way to one subscriber at QoS 1."""
+    """A message on its way to one subscriber at QoS 1 or 2."""
 
     message: ReceivedMessage
+    qos: int
     retain: bool
     identifiers: tuple[int, ...]
     expires_at_s: float | None
@@ -123,7 +126,8 @@ class Session:
         self._stats = stats
         self._budget = budget
         self._queue: deque[Delivery] = deque()
-        self._inflight: dict[int, Delivery] = {}
+        self._inflight: dict[int, Delivery | None] = {}
+        """In the order sent, until PUBACK or PUBCOMP; None once PUBREC came."""
         self._to_resend: deque[int] = deque()
         """Packet ids in flight that this connection has not been sent yet."""
         self._last_packet_id = 0
@@ -151,7 +155,7 @@ class Session:
             self._stats.messages_delivered += 1
 
     def deliver(self, delivery: Delivery, now_s: float, *, queued_max: int) -> None:
-        """Send at QoS 1, or queue it behind what waits, at most `queued_max` messages."""
+        """Send at QoS 1 or 2, or queue it behind what waits, at most `queued_max` messages."""
         size = delivery.size_bytes
         budget = self._budget
         if (
@@ -166,16 +170,32 @@ class Session:
         self._queue.append(delivery)
         self.send_queued(now_s)
 
-    def acknowledge(self, packet_id: int, now_s: float) -> bool:
-        """The client's PUBACK: frees the window. False if nothing with that packet id is on its way."""
-        if packet_id in self._to_resend:
-            self._to_resend.remove(packet_id)  # it was sent on the connection before
-        delivery = self._inflight.pop(packet_id, None)
-        if delivery is None:
-            return False
-        self._release(delivery)
-        self.send_queued(now_s)
-        return True
+    def acknowledge(self, packet_id: int, now_s: float) -> None:
+        """The client's PUBACK: a QoS 1 message is delivered, and the window has room."""
+        delivery = self._inflight.get(packet_id)
+        if delivery is not None and delivery.qos == 1:
+            self._release(delivery)
+            self._forget(packet_id, now_s)
+
+    def receive(self, packet_id: int, reason: ReasonCode, now_s: float) -> ReasonCode | None:
+        """The client's PUBREC: it has a QoS 2 message, or refuses it. The reason to answer in PUBREL; None for none."""
+        if packet_id not in self._inflight:
+            return None if reason.is_error else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
+        delivery = self._inflight[packet_id]
+        if delivery is not None:
+            if delivery.qos != 2:
+                raise ProtocolViolationError(f"PUBREC for packet id {packet_id}, which was sent with QoS 1")
+            self._release(delivery)
+            self._inflight[packet_id] = None
+        if reason.is_error:
+            self._forget(packet_id, now_s)
+            return None
+        return ReasonCode.SUCCESS
+
+    def complete(self, packet_id: int, now_s: float) -> None:
+        """The client's PUBCOMP: a QoS 2 message is delivered, and the window has room."""
+        if packet_id in self._inflight and self._inflight[packet_id] is None:
+            self._forget(packet_id, now_s)
 
     def send_queued(self, now_s: float) -> None:
         """Send what waits, as far as window and socket allow."""
@@ -184,16 +204,20 @@ class Session:
             return
         while self._to_resend and self._unacknowledged < outlet.send_window and outlet.writable:
             packet_id = self._to_resend.popleft()
-            self._send(outlet, packet_id, self._inflight[packet_id], now_s, dup=True)
+            delivery = self._inflight[packet_id]
+            if delivery is None:
+                outlet.send(b"\x62\x02" + packet_id.to_bytes(2, "big"))  # PUBREL
+            else:
+                self._send(outlet, packet_id, delivery, now_s, dup=True)
         while self._queue and self._unacknowledged < outlet.send_window and outlet.writable:
-            delivery = self._queue.popleft()
-            if delivery.expires_at_s is not None and delivery.expires_at_s <= now_s:
-                self._release(delivery)
+            queued = self._queue.popleft()
+            if queued.expires_at_s is not None and queued.expires_at_s <= now_s:
+                self._release(queued)
                 self._stats.queue_expired += 1
                 continue
             packet_id = self._free_packet_id()
-            self._inflight[packet_id] = delivery
-            self._send(outlet, packet_id, delivery, now_s, dup=False)
+            self._inflight[packet_id] = queued
+            self._send(outlet, packet_id, queued, now_s, dup=False)
 
     def resume(self, now_s: float) -> None:
         """On a new connection: what was not acknowledged again, in its order and with DUP, then what waits."""
@@ -217,7 +241,7 @@ class Session:
         head, tail = encode_delivery(
             delivery.message,
             outlet.version,
-            first_byte=0x32 | dup << 3 | delivery.retain,
+            first_byte=0x30 | dup << 3 | delivery.qos << 1 | delivery.retain,
             identifiers=delivery.identifiers,
             expiry_interval_s=expiry_s,
         )
@@ -228,6 +252,13 @@ class Session:
             return
         outlet.send(head + packet_id.to_bytes(2, "big") + tail)
         self._stats.messages_delivered += 1
+
+    def _forget(self, packet_id: int, now_s: float) -> None:
+        """The packet id is free again, and the window has room."""
+        del self._inflight[packet_id]
+        if packet_id in self._to_resend:
+            self._to_resend.remove(packet_id)  # the client answers what the connection before this one sent
+        self.send_queued(now_s)
 
     def _release(self, delivery: Delivery) -> None:
         size = delivery.size_bytes

@@ -44,9 +44,9 @@ class EndpointStats:
     qos0_dropped: int = 0
     """QoS 0 messages not sent to a subscriber that does not read."""
     queue_dropped: int = 0
-    """QoS 1 messages not queued for a session whose queue is full."""
+    """QoS 1 and 2 messages not queued for a session whose queue is full."""
     queue_expired: int = 0
-    """QoS 1 messages whose expiry passed while they waited."""
+    """QoS 1 and 2 messages whose expiry passed while they waited."""
     retained_now: int = 0
     retained_dropped: int = 0
     """Messages not retained because the store is full; they were delivered all the same."""

@@ -42,8 +42,8 @@ class Grant:
 
     @classmethod
     def of(cls, subscription: Subscription, identifiers: tuple[int, ...]) -> Grant:
-        """What is granted of `subscription`: QoS 1 at most."""
-        return cls(min(subscription.qos, 1), subscription.no_local, subscription.retain_as_published, identifiers)
+        """All that `subscription` asks for is granted."""
+        return cls(subscription.qos, subscription.no_local, subscription.retain_as_published, identifiers)
 
 
 def _merged(grants: Iterable[Grant]) -> Grant | None:
