@@ -1,0 +1,105 @@
+"""How fast a Kafka client writes to the core and reads from it: confluent-kafka, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from confluent_kafka import Consumer, KafkaError, Producer
+
+from bench.parts import bench_gateway
+from bench.report import Measurement
+
+LOADS = ((100, 1_000_000), (1_024, 300_000))
+"""Bytes of a message, and how many."""
+
+BATCH = 10_000
+
+
+def run(directory: Path) -> list[Measurement]:
+    rows: list[Measurement] = []
+    with bench_gateway(directory) as gateway:
+        gateway.start("core")
+        for message_bytes, count in LOADS:
+            for verb in ("produce", "consume"):
+                seconds = _elsewhere(verb, gateway.core, message_bytes, count)
+                megabytes = message_bytes * count / 1e6
+                subject = f"{verb} {message_bytes} B"
+                note = f"{count:,} messages, 4 partitions, acks=all, idempotent" if verb == "produce" else ""
+                rows.append(Measurement(subject=subject, value=count / seconds, unit="messages/s", note=note))
+                rows.append(Measurement(subject=subject, value=megabytes / seconds, unit="MB/s"))
+    return rows
+
+
+def produce(core: str, topic: str, message_bytes: int, count: int) -> float:
+    """Seconds from the first message to the last acknowledgement."""
+    failures: list[KafkaError] = []
+    producer = Producer(
+        {
+            "bootstrap.servers": core,
+            "enable.idempotence": True,
+            "linger.ms": 10,
+            "batch.size": 1_000_000,
+            "queue.buffering.max.messages": 2_000_000,
+            "queue.buffering.max.kbytes": 1_000_000,
+            "error_cb": failures.append,
+        }
+    )
+    producer.list_topics(topic, timeout=10)
+    value = b"x" * message_bytes
+    start_s = time.perf_counter()
+    for number in range(count):
+        producer.produce(topic, value)
+        if number % BATCH == 0:
+            producer.poll(0)
+    left = producer.flush(120)
+    seconds = time.perf_counter() - start_s
+    if left or failures:
+        raise RuntimeError(f"{left} messages were not acknowledged: {failures[:3]}")
+    return seconds
+
+
+def consume(core: str, topic: str, message_bytes: int, count: int) -> float:
+    """Seconds from the first message to the last."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": core,
+            "group.id": f"bench-{topic}",
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "fetch.message.max.bytes": 4_000_000,
+            "queued.min.messages": 1_000_000,
+            "check.crcs": True,
+        }
+    )
+    consumer.subscribe([topic])
+    got, start_s = 0, 0.0
+    while got < count:
+        messages = consumer.consume(BATCH, 1.0)
+        if messages and not start_s:
+            start_s = time.perf_counter()
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                raise RuntimeError(str(error))
+            assert len(message.value() or b"") == message_bytes
+        got += len(messages)
+    seconds = time.perf_counter() - start_s
+    consumer.close()
+    return seconds
+
+
+def _elsewhere(verb: str, core: str, message_bytes: int, count: int) -> float:
+    arguments = {"core": core, "topic": f"bench-{message_bytes}", "message_bytes": message_bytes, "count": count}
+    command = [sys.executable, "-m", "bench.kafka", verb, json.dumps(arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if result.returncode:
+        raise RuntimeError(f"{verb} failed: {result.stderr[-2000:]}")
+    return float(result.stdout)
+
+
+if __name__ == "__main__":
+    print({"produce": produce, "consume": consume}[sys.argv[1]](**json.loads(sys.argv[2])))
