@@ -7,18 +7,14 @@ closed, with the reason if it speaks MQTT 5; no other client notices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
-from tidegate_wire.mqtt.broker import Broker
 from tidegate_wire.mqtt.decode import Decoder
 from tidegate_wire.mqtt.encode import PINGRESP, encode
 from tidegate_wire.mqtt.errors import MqttError, ProtocolViolationError, UnsupportedVersionError
-from tidegate_wire.mqtt.intake import Acks, Intake
-from tidegate_wire.mqtt.limits import EndpointLimits
+from tidegate_wire.mqtt.intake import Acks
 from tidegate_wire.mqtt.messages import ReceivedMessage
 from tidegate_wire.mqtt.packets import (
     Connack,
@@ -41,8 +37,9 @@ from tidegate_wire.mqtt.primitives import VARINT_MAX
 from tidegate_wire.mqtt.properties import Properties
 from tidegate_wire.mqtt.reason_codes import ConnectReturnCode, ReasonCode
 from tidegate_wire.mqtt.session import Qos2, Session
-from tidegate_wire.mqtt.stats import EndpointStats
-from tidegate_wire.mqtt.topics import TopicNames
+
+if TYPE_CHECKING:
+    from tidegate_wire.mqtt.server import Server
 
 log = structlog.get_logger()
 
@@ -71,44 +68,20 @@ class Link(Protocol):
         """Read again."""
 
 
-@dataclass(slots=True)
-class Shared:
-    """What all connections of one endpoint work with."""
-
-    limits: EndpointLimits
-    stats: EndpointStats
-    broker: Broker
-    intake: Intake
-    topics: TopicNames
-    connections: dict[str, ServerConnection]
-    """By client id, those that have a session."""
-    unflushed: list[ServerConnection]
-    """With something to write when the turn ends."""
-    make_client_id: Callable[[], str]
-    on_connect: Callable[[str], None] | None = None
-    on_disconnect: Callable[[str, str], None] | None = None
-
-    def flush(self) -> None:
-        """End a turn: every connection writes what it gathered, once."""
-        unflushed = self.unflushed
-        while unflushed:
-            unflushed.pop().flush()
-
-
 class ServerConnection:
     """Compared by identity. Time is given in, in seconds of any monotonic clock."""
 
-    def __init__(self, shared: Shared, link: Link, *, peer: str, now_s: float) -> None:
-        limits = shared.limits
+    def __init__(self, server: Server, link: Link, *, peer: str, now_s: float) -> None:
+        limits = server.limits
         self.client_id = ""
         self.version = ProtocolVersion.V311
         self.send_window = limits.inflight_max
         self.packet_bytes_max = VARINT_MAX + 5
         self.writable = True
-        self._shared = shared
+        self._server = server
         self._link = link
         self._peer = peer
-        self._decoder = Decoder(packet_bytes_max=limits.packet_bytes_max, topics=shared.topics)
+        self._decoder = Decoder(packet_bytes_max=limits.packet_bytes_max, topics=server.topics)
         self._session: Session | None = None
         """Set by CONNECT, and kept when the connection is closed: acknowledgements may still be due to it."""
         self._closed = False
@@ -130,7 +103,7 @@ class ServerConnection:
         if self._closed:
             return
         self._last_received_s = now_s
-        self._shared.stats.bytes_received += len(data)
+        self._server.stats.bytes_received += len(data)
         self._decoder.append(data)
         self._advance(now_s)
 
@@ -156,8 +129,8 @@ class ServerConnection:
 
     def tick(self, now_s: float) -> None:
         """Close what took too long."""
-        limits = self._shared.limits
-        stats = self._shared.stats
+        limits = self._server.limits
+        stats = self._server.stats
         if self._closed:
             if now_s - self._closed_at_s > limits.linger_timeout_ms / 1000:
                 self._link.abort()
@@ -213,7 +186,7 @@ class ServerConnection:
             self.send(b"\x40\x02" + b"\x40\x02".join(acks.pubacks))
         if pubrecs:
             self.send(b"".join([b"\x50\x02" + packet_id.to_bytes(2, "big") for packet_id in pubrecs]))
-        self._shared.stats.acks_sent += len(acks.pubacks) + len(pubrecs)
+        self._server.stats.acks_sent += len(acks.pubacks) + len(pubrecs)
 
     def abandon(self, acks: Acks, now_s: float) -> None:
         """Nothing in `acks` is safe: the client is to send it again, on a new connection."""
@@ -233,7 +206,7 @@ class ServerConnection:
     def send(self, data: bytes) -> None:
         """Write when the turn ends, with all else of this turn."""
         if not self._out:
-            self._shared.unflushed.append(self)
+            self._server.unflushed.append(self)
         self._out.append(data)
         self._out_bytes += len(data)
 
@@ -257,7 +230,7 @@ class ServerConnection:
     def _advance(self, now_s: float) -> None:
         """Handle what the decoder has, until it has no whole packet or the client must wait."""
         decoder = self._decoder
-        outbound_bytes_max = self._shared.limits.outbound_bytes_max
+        outbound_bytes_max = self._server.limits.outbound_bytes_max
         try:
             while not self._closed:
                 if self._out_bytes > outbound_bytes_max:
@@ -265,9 +238,9 @@ class ServerConnection:
                 if not self.writable:
                     return
                 if self._session is not None and decoder.at_publish():
-                    if self._shared.intake.is_full:
+                    if self._server.intake.is_full:
                         self._waits_for_intake = True
-                        self._shared.intake.pause(self)
+                        self._server.intake.pause(self)
                         self._link.pause_reading()
                         return
                     self._take_publishes()
@@ -280,11 +253,11 @@ class ServerConnection:
 
     def _take_publishes(self) -> None:
         """The plain PUBLISH packets at the head, straight into the group that fills."""
-        shared = self._shared
-        group = shared.intake.open_group()
+        server = self._server
+        group = server.intake.open_group()
         messages = group.messages
         messages_before = len(messages)
-        messages_max = shared.limits.group_messages_max - messages_before
+        messages_max = server.limits.group_messages_max - messages_before
         if self.version is _V5:
             messages_max = min(messages_max, self._receive_allowance())
         acks = group.acks.get(self)
@@ -295,18 +268,18 @@ class ServerConnection:
             messages,
             packet_ids,
             messages_max=messages_max,
-            bytes_max=shared.limits.group_bytes_max - group.packet_bytes,
+            bytes_max=server.limits.group_bytes_max - group.packet_bytes,
         )
         if packet_bytes:
             if acks is None:
                 group.acks[self] = Acks(packet_ids)
             self._unacknowledged += len(packet_ids) - packet_ids_before
-            shared.intake.count(group, len(messages) - messages_before, packet_bytes)
+            server.intake.count(group, len(messages) - messages_before, packet_bytes)
 
     def _receive_allowance(self) -> int:
         """QoS 1 and 2 messages that may still come before something is acknowledged (MQTT 5, section 4.9)."""
         assert self._session is not None
-        return self._shared.limits.receive_maximum - self._unacknowledged - len(self._session.qos2)
+        return self._server.limits.receive_maximum - self._unacknowledged - len(self._session.qos2)
 
     def _handle(self, packet: Packet, now_s: float) -> None:
         if isinstance(packet, Connect):
@@ -331,7 +304,7 @@ class ServerConnection:
             case Subscribe():
                 self._on_subscribe(packet, session, now_s)
             case Unsubscribe():
-                answers = self._shared.broker.unsubscribe(session, packet.topic_filters)
+                answers = self._server.broker.unsubscribe(session, packet.topic_filters)
                 codes = tuple(answers) if self.version is _V5 else ()
                 self.send(encode(Unsuback(packet_id=packet.packet_id, reason_codes=codes), self.version))
             case Pingreq():
@@ -344,52 +317,52 @@ class ServerConnection:
     def _on_connect(self, packet: Connect, now_s: float) -> None:
         if self._session is not None:
             raise ProtocolViolationError("a second CONNECT")
-        shared = self._shared
+        server = self._server
         self.version = packet.version
         self.client_id = client_id = self._choose_client_id(packet)
         if packet.properties.authentication_method is not None:
             raise ProtocolViolationError("enhanced authentication is not offered", ReasonCode.BAD_AUTHENTICATION_METHOD)
         if packet.will is not None:
-            shared.topics.decode(packet.will.topic.encode())
-        predecessor = shared.connections.get(client_id)
+            server.topics.decode(packet.will.topic.encode())
+        predecessor = server.connections.get(client_id)
         if predecessor is not None:
-            shared.stats.takeovers += 1
+            server.stats.takeovers += 1
             predecessor.disconnect(ReasonCode.SESSION_TAKEN_OVER, "session taken over", now_s)
-        session, present = shared.broker.open_session(client_id, clean_start=packet.clean_start)
+        session, present = server.broker.open_session(client_id, clean_start=packet.clean_start)
         session.will = packet.will
         session.expiry_interval_s = self._expiry_interval_s(packet)
         session.outlet = self
         self._session = session
-        shared.connections[client_id] = self
+        server.connections[client_id] = self
         self._agree(packet, session, present)
         session.resume(now_s)
         log.debug("mqtt_connected", client_id=client_id, peer=self._peer, session_present=present)
-        if shared.on_connect is not None:
-            shared.on_connect(client_id)
+        if server.on_connect is not None:
+            server.on_connect(client_id)
 
     def _choose_client_id(self, packet: Connect) -> str:
         client_id = packet.client_id
         if not client_id:
             if self.version is ProtocolVersion.V311 and not packet.clean_start:
                 raise ProtocolViolationError("a session needs a client id", ReasonCode.CLIENT_IDENTIFIER_NOT_VALID)
-            return self._shared.make_client_id()
-        if len(client_id.encode()) > self._shared.limits.client_id_bytes_max:
+            return self._server.make_client_id()
+        if len(client_id.encode()) > self._server.limits.client_id_bytes_max:
             raise ProtocolViolationError(
-                f"a client id of more than {self._shared.limits.client_id_bytes_max} bytes",
+                f"a client id of more than {self._server.limits.client_id_bytes_max} bytes",
                 ReasonCode.CLIENT_IDENTIFIER_NOT_VALID,
             )
         return client_id
 
     def _expiry_interval_s(self, packet: Connect) -> int:
         """How long the session may outlive the connection; 3.1.1 knows only not at all and for ever."""
-        longest = self._shared.limits.session_expiry_max_s
+        longest = self._server.limits.session_expiry_max_s
         if self.version is _V5:
             return min(packet.properties.session_expiry_interval_s or 0, longest)
         return 0 if packet.clean_start else longest
 
     def _agree(self, packet: Connect, session: Session, present: bool) -> None:
         """Send CONNACK, and keep to what it says."""
-        limits = self._shared.limits
+        limits = self._server.limits
         keep_alive_s = packet.keep_alive_s
         if self.version is ProtocolVersion.V311:
             self._keep_alive_timeout_s = 1.5 * keep_alive_s
@@ -419,16 +392,16 @@ class ServerConnection:
         if properties.subscription_identifiers:
             raise ProtocolViolationError("a client's PUBLISH has no subscription identifier")
         topic = self._resolve_alias(packet)
-        intake = self._shared.intake
+        intake = self._server.intake
         packet_id = packet.packet_id
         if packet.qos == 2 and packet_id in session.qos2:
-            self._shared.stats.duplicates_answered += 1
+            self._server.stats.duplicates_answered += 1
             # through the intake, since the first one may not be safe yet
             intake.open_group().acks_for(self).repeated.append(packet_id)
             return
         if packet.qos and self._receive_allowance() <= 0 and (self.version is _V5 or packet.qos == 2):
             raise ProtocolViolationError(
-                f"more than {self._shared.limits.receive_maximum} messages without acknowledgement",
+                f"more than {self._server.limits.receive_maximum} messages without acknowledgement",
                 ReasonCode.RECEIVE_MAXIMUM_EXCEEDED,
             )
         group = intake.add(
@@ -461,9 +434,9 @@ class ServerConnection:
         alias = packet.properties.topic_alias
         if alias is None:
             return packet.topic
-        if alias > self._shared.limits.topic_alias_maximum:
+        if alias > self._server.limits.topic_alias_maximum:
             raise ProtocolViolationError(
-                f"topic alias {alias}; at most {self._shared.limits.topic_alias_maximum} was granted",
+                f"topic alias {alias}; at most {self._server.limits.topic_alias_maximum} was granted",
                 ReasonCode.TOPIC_ALIAS_INVALID,
             )
         if packet.topic:
@@ -483,7 +456,7 @@ class ServerConnection:
         self.send(encode(Pubcomp(packet_id=packet_id, reason_code=reason), self.version))
 
     def _on_subscribe(self, packet: Subscribe, session: Session, now_s: float) -> None:
-        broker = self._shared.broker
+        broker = self._server.broker
         answers, due = broker.subscribe(session, packet)
         if self.version is ProtocolVersion.V311:
             answers = [ReasonCode.UNSPECIFIED_ERROR if answer.is_error else answer for answer in answers]
@@ -496,7 +469,7 @@ class ServerConnection:
         if expiry_s is not None:
             if expiry_s and not session.expiry_interval_s:
                 raise ProtocolViolationError("DISCONNECT prolongs a session that CONNECT ended with the connection")
-            session.expiry_interval_s = min(expiry_s, self._shared.limits.session_expiry_max_s)
+            session.expiry_interval_s = min(expiry_s, self._server.limits.session_expiry_max_s)
         publish_will = packet.reason_code is not ReasonCode.SUCCESS
         self._finish("disconnect", now_s, publish_will=publish_will)
 
@@ -504,7 +477,7 @@ class ServerConnection:
 
     def _fail(self, error: MqttError, now_s: float) -> None:
         """The client broke the protocol."""
-        stats = self._shared.stats
+        stats = self._server.stats
         log.info(
             "mqtt_protocol_error",
             client_id=self.client_id,
@@ -535,8 +508,8 @@ class ServerConnection:
             return
         self._closed = True
         self._closed_at_s = now_s
-        shared = self._shared
-        shared.intake.forget(self)
+        server = self._server
+        server.intake.forget(self)
         self.flush()
         if linger:
             self._link.close_for_writing()
@@ -545,8 +518,8 @@ class ServerConnection:
         session = self._session
         if session is None:
             return
-        del shared.connections[self.client_id]
-        shared.broker.leave(session, publish_will=publish_will, now_s=now_s)
+        del server.connections[self.client_id]
+        server.broker.leave(session, publish_will=publish_will, now_s=now_s)
         log.debug("mqtt_disconnected", client_id=self.client_id, peer=self._peer, reason=text)
-        if shared.on_disconnect is not None:
-            shared.on_disconnect(self.client_id, text)
+        if server.on_disconnect is not None:
+            server.on_disconnect(self.client_id, text)

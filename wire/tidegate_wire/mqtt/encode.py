@@ -82,11 +82,11 @@ def publish_parts(
     Raises:
         ValueError: the topic is longer than a packet can say, or a property does not belong into PUBLISH.
     """
-    name = topic.encode()
+    name = encode_string(topic)
     tail = payload if version is Version.V311 else encode_properties(properties, PacketType.PUBLISH) + payload
-    size = 2 + len(name) + len(tail) + (2 if first_byte & 0x06 else 0)
+    size = len(name) + len(tail) + (2 if first_byte & 0x06 else 0)
     length = bytes((size,)) if size < 0x80 else encode_varint(size)
-    return b"".join((bytes((first_byte,)), length, len(name).to_bytes(2, "big"), name)), tail
+    return b"".join((bytes((first_byte,)), length, name)), tail
 
 
 def _framed(first_byte: int, *body: bytes) -> bytes:
@@ -137,6 +137,8 @@ def _ack(packet: Ack, version: Version) -> bytes:
 def _connect(packet: Connect, version: Version) -> bytes:
     if packet.version is not version:
         raise ValueError(f"a CONNECT of {packet.version.name} on a connection of {version.name}")
+    if not 0 <= packet.keep_alive_s <= 0xFFFF:
+        raise ValueError(f"a keep alive of {packet.keep_alive_s} s does not fit its field")
     flags = packet.clean_start << 1
     body = [_section(packet.properties, PacketType.CONNECT, version), encode_string(packet.client_id)]
     will = packet.will

@@ -17,13 +17,12 @@ from typing import Final
 import structlog
 
 from tidegate_wire.address import Address
-from tidegate_wire.mqtt.broker import Broker
-from tidegate_wire.mqtt.connection import ServerConnection, Shared
-from tidegate_wire.mqtt.intake import Group, Intake
+from tidegate_wire.mqtt.connection import ServerConnection
+from tidegate_wire.mqtt.intake import Group
 from tidegate_wire.mqtt.limits import EndpointLimits
 from tidegate_wire.mqtt.messages import Append, ReceivedMessage
+from tidegate_wire.mqtt.server import Server
 from tidegate_wire.mqtt.stats import EndpointStats
-from tidegate_wire.mqtt.topics import TopicNames, check_topic_name
 
 log = structlog.get_logger()
 
@@ -68,19 +67,12 @@ class MqttEndpoint:
         self._all_gone = asyncio.Event()
         self._all_gone.set()
         self._protocols: set[_ClientProtocol] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: asyncio.Server | None = None
         self._tick_handle: asyncio.TimerHandle | None = None
         self._read_buffer = bytearray(_READ_BYTES_MAX)
-        self._intake = Intake(limits, self.stats)
-        self._broker = Broker(limits, self.stats, publish_will=self._take_will)
-        self._shared = Shared(
-            limits=limits,
-            stats=self.stats,
-            broker=self._broker,
-            intake=self._intake,
-            topics=TopicNames(bytes_max=limits.topic_bytes_max, levels_max=limits.topic_levels_max),
-            connections={},
-            unflushed=[],
+        self._server = Server(
+            limits,
+            self.stats,
             make_client_id=lambda: f"auto-{secrets.token_hex(8)}",
             on_connect=on_connect,
             on_disconnect=on_disconnect,
@@ -92,13 +84,13 @@ class MqttEndpoint:
         Raises:
             OSError: the address can't be listened on.
         """
-        assert self._server is None, "an endpoint listens once"
+        assert self._listener is None, "an endpoint listens once"
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
+        self._listener = await loop.create_server(
             lambda: _ClientProtocol(self, loop), address.host, address.port, backlog=_BACKLOG
         )
         self._tick_handle = loop.call_later(_TICK_S, self._tick, loop)
-        host, port = self._server.sockets[0].getsockname()[:2]
+        host, port = self._listener.sockets[0].getsockname()[:2]
         return Address(host, port)
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:
@@ -107,10 +99,10 @@ class MqttEndpoint:
         Raises:
             ProtocolViolationError: `topic` is not a topic name.
         """
-        check_topic_name(topic)
+        assert qos in (0, 1, 2), qos
         now_s = asyncio.get_running_loop().time()
-        self._broker.publish(ReceivedMessage("", topic, payload, qos, retain), now_s)
-        self._shared.flush()
+        self._server.publish(ReceivedMessage("", topic, payload, qos, retain), now_s)
+        self._server.flush()
 
     async def close(self) -> None:
         """Stop reading, let what was received be appended and acknowledged, say goodbye (MQTT 5: server shutting
@@ -118,8 +110,8 @@ class MqttEndpoint:
         """
         loop = asyncio.get_running_loop()
         self._closing = True
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            self._listener.close()
         for protocol in self._protocols:
             protocol.pause_reading()
         deadline_s = loop.time() + _CLOSE_TIMEOUT_S
@@ -135,13 +127,13 @@ class MqttEndpoint:
         await self._all_gone.wait()
         if self._tick_handle is not None:
             self._tick_handle.cancel()
-        if self._server is not None:
-            await self._server.wait_closed()
+        if self._listener is not None:
+            await self._listener.wait_closed()
 
     async def _drain(self, deadline_s: float) -> None:
         """Append what waits; at the deadline give up and cancel."""
         loop = asyncio.get_running_loop()
-        while self._in_flight or not self._intake.is_empty:
+        while self._in_flight or not self._server.intake.is_empty:
             self._start_appends()
             tasks = [task for _, task in self._in_flight]
             await asyncio.wait(tasks, timeout=max(0.0, deadline_s - loop.time()))
@@ -155,39 +147,42 @@ class MqttEndpoint:
     # A turn: something happened, then everyone writes once
 
     def _end_turn(self) -> None:
-        if self._start_handle is None and not self._intake.is_empty:
+        if not self._server.intake.is_empty and len(self._in_flight) < self._appends_in_flight_max:
             self._schedule_appends()
-        self._shared.flush()
+        self._server.flush()
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now_s = loop.time()
         self._tick_handle = loop.call_later(_TICK_S, self._tick, loop)
         for protocol in list(self._protocols):
             protocol.connection.tick(now_s)
-        self._broker.tick(now_s)
+        self._server.broker.tick(now_s)
         self._end_turn()
-
-    def _take_will(self, message: ReceivedMessage) -> None:
-        self._intake.add(message)
 
     # Groups
 
     def _schedule_appends(self) -> None:
-        """Start when all sockets that are readable now were read; or when the commit interval is over."""
-        if len(self._in_flight) >= self._appends_in_flight_max:
-            return
+        """Start when all sockets that are readable now were read; or when the commit interval is over, or the group
+        is full.
+        """
         loop = asyncio.get_running_loop()
-        if self._commit_interval_s and not self._intake.has_full_group:
-            self._start_handle = loop.call_later(self._commit_interval_s, self._start_appends)
-        else:
-            self._start_handle = loop.call_soon(self._start_appends)
+        soon = not self._commit_interval_s or self._server.intake.has_full_group
+        if self._start_handle is not None:
+            if not soon or not isinstance(self._start_handle, asyncio.TimerHandle):
+                return
+            self._start_handle.cancel()
+        self._start_handle = (
+            loop.call_soon(self._start_appends)
+            if soon
+            else loop.call_later(self._commit_interval_s, self._start_appends)
+        )
 
     def _start_appends(self) -> None:
         if self._start_handle is not None:
             self._start_handle.cancel()
             self._start_handle = None
         while len(self._in_flight) < self._appends_in_flight_max:
-            group = self._intake.take()
+            group = self._server.intake.take()
             if group is None:
                 return
             task = asyncio.get_running_loop().create_task(self._append_group(group))
@@ -205,14 +200,10 @@ class MqttEndpoint:
             group, task = self._in_flight.popleft()
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
             if error is None:
-                self._intake.appended(group)
-                if group.has_retained or self._broker.has_subscribers:
-                    for message in group.messages:
-                        self._broker.publish(message, now_s)
+                self._server.appended(group, now_s)
             else:
                 log.error("mqtt_append_failed", messages=len(group.messages), exc_info=error)
-                self._intake.failed(group, now_s)
-        self._intake.resume_paused(now_s)
+                self._server.failed(group, now_s)
         self._end_turn()
 
     # Connections
@@ -251,8 +242,8 @@ class _ClientProtocol(asyncio.BufferedProtocol):
         self._transport = transport
         limits = self._endpoint._limits
         peer = transport.get_extra_info("peername")
-        self.connection = ServerConnection(
-            self._endpoint._shared, self, peer=str(peer and Address(*peer[:2])), now_s=self._loop.time()
+        self.connection = self._endpoint._server.accept(
+            self, peer=str(peer and Address(*peer[:2])), now_s=self._loop.time()
         )
         if not self._endpoint._connected(self):
             transport.abort()

@@ -98,17 +98,3 @@ def split_shared(text: str) -> SharedFilter | None:
         return None
     group, _, topic_filter = text[len(SHARE_PREFIX) :].partition("/")
     return SharedFilter(group, topic_filter)
-
-
-def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a filter (not a shared one) matches a topic name."""
-    filter_levels = topic_filter.split("/")
-    topic_levels = topic.split("/")
-    if topic.startswith("$") and filter_levels[0] in ("+", "#"):
-        return False
-    for index, level in enumerate(filter_levels):
-        if level == "#":
-            return True
-        if index >= len(topic_levels) or level not in ("+", topic_levels[index]):
-            return False
-    return len(filter_levels) == len(topic_levels)
