@@ -1,9 +1,9 @@
 """The order of one producer's batches for one partition, through pipelining, lost connections and retries. Sans-IO.
 
 Up to five batches are with the core at once: as many as a Kafka log remembers of a producer, so that each can be
-recognised when it is sent again. When one comes back that may be tried again, nothing more is sent until every other one
-has come back too; then all of them go out again in the order of their sequences, after a wait. When the time for tries is
-over, everything in the lane is handed back to the edge, which starts again from its own disk.
+recognised when it is sent again. When one comes back that may be tried again, nothing more is sent until every other
+one has come back too; then all of them go out again in the order of their sequences, after a wait. When the time for
+tries is over, everything in the lane is handed back to the edge, which starts again from its own disk.
 
     add ----> waiting (by sequence) --take--> in flight --settle--> stored | refused
                  ^                                           |
@@ -137,7 +137,9 @@ class Lane:
 
     def unreachable(self, answer: Answer, now_ms: int) -> None:
         """There is no way to the leader: wait, or hand everything back."""
-        if self._waiting and not self._in_flight:
+        if self._in_flight:
+            self._hold_until_ms = now_ms + RETRY.delay_ms(1, self._chance)
+        elif self._waiting:
             self._wait_or_give_up(answer, now_ms)
 
     def _wait_or_give_up(self, answer: Answer, now_ms: int) -> None:

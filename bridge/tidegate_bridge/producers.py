@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from random import Random
 from typing import Final
 
 import structlog
 
-from tidegate_bridge.backoff import Backoff
 from tidegate_bridge.errors import CoreRefused, CoreUnreachable
 from tidegate_bridge.kafka.api import TopicSpec
 from tidegate_bridge.kafka.client import KafkaClient
@@ -34,11 +32,10 @@ PRODUCERS_MAX: Final = 1_000_000
 """Producer ids in the table, some 150 MB; 5,000 edges that start daily reach it in half a year. The oldest go first."""
 
 RETENTION_MS: Final = 180 * 24 * 60 * 60 * 1000
-"""An edge that was offline for longer has to take a new producer id: half a year, as long as cores remember producers."""
+"""Half a year, as long as cores remember producers; an edge offline for longer has to take a new producer id."""
 
 TOPIC: Final = TopicSpec(partitions=1, configs={"cleanup.policy": "compact,delete", "retention.ms": str(RETENTION_MS)})
 
-RETRY: Final = Backoff(first_ms=50, longest_ms=1_000)
 
 _log = structlog.get_logger()
 
@@ -100,9 +97,8 @@ class ProducerTable:
 class Producers:
     """The table, and its topic."""
 
-    def __init__(self, client: KafkaClient, *, chance: Random) -> None:
+    def __init__(self, client: KafkaClient) -> None:
         self._client = client
-        self._chance = chance
         self._table = ProducerTable()
         self._positions: dict[int, Offset] = {}
         self._next_read: asyncio.Task[None] | None = None

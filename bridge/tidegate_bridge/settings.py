@@ -55,7 +55,7 @@ class BridgeSettings(BaseModel):
     retry_ms: int = Field(
         30_000,
         ge=0,
-        description="For how long a batch is tried while the core can't take it; then the edge is told to send it again.",
+        description="How long a batch is tried while the core can't take it; then the edge is told to send it again.",
     )
     ready_file: Path | None = Field(None, description="Written as JSON when the bridge serves.")
 

@@ -1,4 +1,4 @@
-"""Which streams edges may write."""
+"""Which streams edges may write, and how they are created."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Final
 
+from tidegate_bridge.kafka.api import TopicSpec
 from tidegate_wire.uplink.event import LOSS_STREAM
 
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
@@ -19,8 +20,9 @@ _FROM_EDGES: Final = frozenset({LOSS_STREAM})
 class StreamPolicy:
     """Decides by name; the patterns are shell patterns (`plant-*`)."""
 
-    def __init__(self, patterns: Iterable[str]) -> None:
+    def __init__(self, patterns: Iterable[str], *, partitions: int) -> None:
         self._patterns = tuple(patterns)
+        self._partitions = partitions
 
     def refusal(self, stream: str) -> str | None:
         """Why edges may not write `stream`; None if they may."""
@@ -35,3 +37,7 @@ class StreamPolicy:
         if not any(fnmatchcase(stream, pattern) for pattern in self._patterns):
             return f"this bridge takes only {', '.join(self._patterns)}"
         return None
+
+    def spec(self, stream: str) -> TopicSpec:
+        """How the stream is created where it is missing; losses are few, and one partition keeps them in order."""
+        return TopicSpec(partitions=1 if stream == LOSS_STREAM else self._partitions, configs={})

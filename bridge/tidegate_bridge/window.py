@@ -48,6 +48,12 @@ class InFlightWindow:
             self._freed.clear()
             await self._freed.wait()
 
+    async def empty(self) -> None:
+        """Return when every batch was answered."""
+        while self._all.batches:
+            self._freed.clear()
+            await self._freed.wait()
+
     def take(self, edge: str, size_bytes: int) -> bool:
         """Count a batch of `edge`; False, and not counted, if the edge holds its share already."""
         held = self._edges.setdefault(edge, _Held())

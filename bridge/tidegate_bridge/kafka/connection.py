@@ -105,7 +105,14 @@ class KafkaConnection(asyncio.Protocol):
     ) -> asyncio.Future[ProduceResult]:
         """Send one record batch now; the future fails with CoreUnreachable if it is not known what became of it."""
         correlation_id = self._next_correlation_id()
-        head = encode_produce(correlation_id, self._client_id_bytes, topic.encode(), partition, len(batch), timeout_ms)
+        head = encode_produce(
+            correlation_id,
+            self._client_id_bytes,
+            topic.encode(),
+            partition=partition,
+            batch_bytes=len(batch),
+            timeout_ms=timeout_ms,
+        )
         return self._send([head, batch], correlation_id, decode_produce_response)
 
     async def drained(self) -> None:
