@@ -81,15 +81,16 @@ def _shape(annotation: Any, metadata: tuple[Any, ...]) -> SettingShape:
         branches = [branch for branch in get_args(annotation) if branch is not type(None)]
         if len(branches) == 1:
             return _shape(branches[0], metadata)
-    if origin is Literal:
-        return _choice([str(value) for value in get_args(annotation)])
+        choices = [choice for branch in branches for choice in _choices(branch)]
+        if choices and all(_choices(branch) for branch in branches):
+            return _choice(choices)
+    if _choices(annotation):
+        return _choice(_choices(annotation))
     if origin in {tuple, list, set, frozenset}:
         return _list_shape(get_args(annotation)[0], metadata)
     if annotation is bool:
         return SettingShape(kind=SettingKind.SWITCH, metavar="", allowed="true or false")
     if isinstance(annotation, type):
-        if issubclass(annotation, Enum):
-            return _choice([str(member.value) for member in annotation])
         if issubclass(annotation, BaseModel):
             return SettingShape(kind=SettingKind.TABLES, metavar="", allowed="a table")
         if annotation in _PLAIN:
@@ -106,6 +107,15 @@ def _list_shape(item: Any, metadata: tuple[Any, ...]) -> SettingShape:
         return SettingShape(kind=SettingKind.TABLES, metavar="", allowed="a list of tables", item=shape)
     allowed = " ".join(["a list", *_bounds(metadata)]) + f", each {shape.allowed}"
     return SettingShape(kind=SettingKind.LIST, metavar=f"{shape.metavar}[,...]", allowed=allowed, item=shape)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values that a Literal or an Enum allows; empty for any other type."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return [str(member.value) for member in annotation]
+    return []
 
 
 def _choice(values: list[str]) -> SettingShape:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli import demo, parts
+from tidegate.cli import demo, parts, tail, verify
 
 HELP = """\b
 Examples:
@@ -36,6 +36,10 @@ def make_app() -> typer.Typer:
     )
     app.callback()(_tidegate)
     parts.add_part_commands(app)
+    app.command("tail", help=tail.HELP, short_help="Print the events of a stream as they come.")(tail.tail)
+    app.command("verify", help=verify.HELP, short_help="Compare what was acknowledged with what the core has.")(
+        verify.verify
+    )
     app.command("demo", help=demo.HELP, short_help="Run the whole path with an outage, and prove it.")(demo.demo)
     return app
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Annotated
 
 import typer
 
 from tidegate.cli.extras import extra_required
-from tidegate.cli.failures import failures_reported
+from tidegate.cli.failures import EXIT_INTERRUPTED, failures_reported
 from tidegate.cli.running import run_until_stopped
 
 HELP = """\b
@@ -33,7 +32,8 @@ def demo(
     """Run the whole path with an outage, and prove it."""
     with failures_reported(debug=debug):
         with extra_required("demo", "all"):
-            demonstration = importlib.import_module("tidegate.demo")
-        options = demonstration.DemoOptions(seconds=seconds, devices=devices, outage=outage, json=as_json)
+            # Here, because `tidegate --help` must load neither every part nor a Kafka client.
+            from tidegate import demo as demonstration  # noqa: PLC0415
+        options = demonstration.DemoOptions(seconds=seconds, devices=devices, outage_s=outage, json_output=as_json)
         exit_code = run_until_stopped(demonstration.run(options))
-        raise typer.Exit(exit_code or 0)
+        raise typer.Exit(EXIT_INTERRUPTED if exit_code is None else exit_code)

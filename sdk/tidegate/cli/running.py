@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Coroutine
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,16 +28,16 @@ async def _run_until_stopped(job: Coroutine[Any, Any, T]) -> T | None:
     task = loop.create_task(job)
     stopping = False
 
-    def stop() -> None:
+    # Plain signal handlers, not the loop's: they also run while the loop is blocked in a write to a stalled pipe.
+    def stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal stopping
         if not stopping:
             stopping = True
-            loop.remove_signal_handler(signal.SIGINT)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            task.cancel()
+            loop.call_soon_threadsafe(task.cancel)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+        signal.signal(number, stop)
     try:
         return await task
     except asyncio.CancelledError:

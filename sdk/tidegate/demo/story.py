@@ -18,7 +18,7 @@ from tidegate_wire.address import Address
 RATE_HZ: Final = 20.0
 """Of each device: with 50 devices a thousand events a second, which two small cores carry with all parts beside."""
 
-STREAM: Final = "telemetry"
+STREAM: Final = "events"
 GROUP: Final = "demo"
 EDGES: Final = ("plant-north", "plant-south")
 MEMBERS: Final = 2

@@ -1,0 +1,408 @@
+"""Reading streams with librdkafka: everything here blocks, and runs on the one thread that `Consumer` gives it.
+
+Offsets are resolved here and nowhere else, in a group and without one: what the group committed, else where the caller
+wants to start. librdkafka's own reset is switched off, because it jumps over expired events without a word.
+Why librdkafka: docs/adr/0005.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from tidegate import kafka_errors
+from tidegate.errors import StreamTruncatedError, UnknownStreamError, UnreachableError
+from tidegate.event import Event, StreamPartition
+
+Start = Literal["earliest", "latest"] | datetime | Mapping[int, int]
+"""Where a partition begins: its first event, what comes from now on, a time, or an offset by partition."""
+
+_log = logging.getLogger("tidegate.consumer")
+
+_NEW_PARTITIONS_CHECK_INTERVAL_S: Final = 30.0
+"""Without a group nobody tells us of partitions that were added; events wait in them at most this long."""
+
+_METADATA_MAX_AGE_MS: Final = 60_000
+"""In a group, how soon its members hear of added partitions (librdkafka's default is five minutes)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerLimits:
+    """What a consumer holds in memory at most; about twice `buffered_bytes_max` in all."""
+
+    batch_events_max: int = 1000
+    """Events handed over at once: enough that the hop between threads costs nothing per event."""
+    buffered_bytes_max: int = 32 * 1024 * 1024
+    """Record batches fetched ahead: a third of a second at full speed on one core."""
+    buffered_events_max: int = 100_000
+    """Events fetched ahead of a partition; keeps small events from being counted by bytes alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderOptions:
+    """What to read, and how; checked by `Consumer`."""
+
+    streams: tuple[str, ...]
+    core: str
+    group: str | None
+    start: Start
+    until_end: bool
+    timeout_s: float
+    limits: ConsumerLimits
+    client_options: Mapping[str, str | int | float | bool]
+
+
+@dataclass(slots=True)
+class Reading:
+    """What one call of `KafkaReader.read` brought."""
+
+    events: list[Event] = field(default_factory=list)
+    revoked: list[StreamPartition] = field(default_factory=list)
+    """Partitions that went away during the call: what is still buffered of them must not be delivered."""
+    finished: bool = False
+    """With `until_end`: nothing more will come."""
+
+
+class KafkaReader:
+    """A librdkafka consumer and its positions. One thread makes all calls; librdkafka's callbacks run inside them."""
+
+    expired_events: int = 0
+
+    def __init__(self, options: ReaderOptions) -> None:
+        self._options = options
+        self._positions: dict[StreamPartition, int] = {}  # the partitions that are ours; the offset to read next
+        self._ends: dict[StreamPartition, int] | None = None
+        self._revoked: list[StreamPartition] = []
+        self._revoke_commits: Mapping[StreamPartition, int] = {}
+        self._failure: KafkaError | None = None
+        self._core_down = True  # until it answered once; that it never did is an error, not a warning
+        self._partitions_checked_s = 0.0
+        with kafka_errors.translated(options.core):
+            self._client = KafkaConsumer(self._configuration(), logger=_LibrdkafkaLog())
+
+    def _configuration(self) -> dict[str, Any]:
+        options, limits = self._options, self._options.limits
+        timeout_ms = int(options.timeout_s * 1000)
+        return {
+            "client.id": "tidegate",
+            **options.client_options,
+            "bootstrap.servers": options.core,
+            "group.id": options.group or f"tidegate-without-group-{uuid.uuid4()}",
+            "partition.assignment.strategy": "cooperative-sticky",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": options.until_end,
+            "check.crcs": True,
+            "queued.min.messages": limits.buffered_events_max,
+            "queued.max.messages.kbytes": max(limits.buffered_bytes_max // 1024, 1),
+            "fetch.max.bytes": limits.buffered_bytes_max,
+            "message.max.bytes": min(limits.buffered_bytes_max, 1_000_000),
+            "socket.timeout.ms": max(timeout_ms, 1000),
+            "topic.metadata.refresh.interval.ms": _METADATA_MAX_AGE_MS,
+            "error_cb": self._on_error,
+        }
+
+    # --- opening and closing
+
+    def open(self) -> None:
+        """Find the streams, and take part in the group or take all partitions.
+
+        Raises:
+            UnreachableError: the core did not answer in time.
+            UnknownStreamError: it has no such stream.
+            RefusedError: it does not let us read.
+        """
+        partitions = self._find_partitions()
+        self._core_down = False
+        if self._options.group is not None:
+            self._client.subscribe(
+                list(self._options.streams),
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_lost,
+            )
+            return
+        with kafka_errors.translated(self._options.core):
+            self._take(self._resolve(partitions, self._options.start))
+            if self._options.until_end:
+                self._ends = {partition: self._watermarks(partition)[1] for partition in partitions}
+
+    def close(self) -> None:
+        """Leave the group and close the connections; what was not committed stays uncommitted."""
+        self._client.close()
+
+    def _find_partitions(self) -> list[StreamPartition]:
+        with kafka_errors.translated(self._options.core):
+            topics = self._client.list_topics(timeout=self._options.timeout_s).topics
+        found: list[StreamPartition] = []
+        for stream in self._options.streams:
+            topic = topics.get(stream)
+            if topic is None or topic.error is not None:
+                raise UnknownStreamError(
+                    f"{self._options.core} has no stream {stream!r}", hint=_streams_hint(list(topics))
+                )
+            found += [StreamPartition(stream, partition) for partition in sorted(topic.partitions)]
+        self._partitions_checked_s = time.monotonic()
+        return found
+
+    # --- reading
+
+    def read(self, events_max: int, timeout_s: float, revoke_commits: Mapping[StreamPartition, int]) -> Reading:
+        """Wait for events, at most `timeout_s`; return with those that are there.
+
+        Args:
+            events_max: How many events to return at most.
+            timeout_s: How long to wait for the first.
+            revoke_commits: Positions to commit for those partitions that the group takes away during the call.
+
+        Raises:
+            UnknownStreamError: a stream was deleted.
+            RefusedError: the core does not let us read.
+            IntegrityError: a record batch is damaged, or the stream is shorter than what was read of it.
+        """
+        if self._options.group is None and self._ends is None:
+            self._look_for_new_partitions()
+        self._revoke_commits = revoke_commits
+        self._revoked = []
+        with kafka_errors.translated(self._options.core):
+            if self._ends is not None and not self._unfinished():
+                return Reading(finished=True)
+            first = self._client.poll(timeout_s)
+            messages: Sequence[Message] = ()
+            if first is not None:
+                messages = (first, *self._client.consume(events_max - 1, 0)) if events_max > 1 else (first,)
+            if self._failure is not None:
+                raise KafkaException(self._failure)
+            events = self._to_events(messages)
+        self._revoke_commits = {}  # leaving the group must not commit them again, over newer ones
+        finished = self._ends is not None and not self._unfinished()
+        return Reading(events=events, revoked=self._revoked, finished=finished)
+
+    def _to_events(self, messages: Sequence[Message]) -> list[Event]:
+        events: list[Event] = []
+        positions, ends, revoked = self._positions, self._ends, self._revoked
+        given_back: set[StreamPartition] = set()
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._on_partition_error(message, error)
+                continue
+            partition = StreamPartition(message.topic() or "", message.partition() or 0)
+            offset = message.offset()
+            assert offset is not None
+            if partition in revoked:
+                given_back |= {partition} & positions.keys()
+            if partition not in positions or partition in revoked:
+                continue
+            positions[partition] = offset + 1
+            if ends is not None and offset >= ends[partition]:
+                continue
+            events.append(
+                Event(
+                    stream=partition.stream,
+                    partition=partition.partition,
+                    offset=offset,
+                    device=(message.key() or b"").decode(errors="backslashreplace"),
+                    event_time_ms=message.timestamp()[1],
+                    payload=message.value() or b"",
+                    headers=message.headers() or (),  # type: ignore[arg-type] # the stub describes what producers give
+                )
+            )
+        for partition in given_back:  # taken and given back in one call: which messages came before is not known
+            self._reposition(partition, positions[partition])
+        self._core_down = self._core_down and not events
+        return events
+
+    def _unfinished(self) -> bool:
+        assert self._ends is not None
+        return any(self._positions[partition] < end for partition, end in self._ends.items())
+
+    def _look_for_new_partitions(self) -> None:
+        if time.monotonic() - self._partitions_checked_s < _NEW_PARTITIONS_CHECK_INTERVAL_S:
+            return
+        self._partitions_checked_s = time.monotonic()
+        try:
+            added = [partition for partition in self._find_partitions() if partition not in self._positions]
+        except UnreachableError:
+            return  # the connection is librdkafka's to mend; the next look is as good
+        if added:
+            with kafka_errors.translated(self._options.core):
+                self._take(self._resolve(added, "earliest"))  # they are new, so nothing in them was seen
+
+    # --- what librdkafka tells us
+
+    def _on_partition_error(self, message: Message, error: KafkaError) -> None:
+        partition = StreamPartition(message.topic() or "", message.partition() or 0)
+        code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            offset = message.offset()
+            if offset is not None and partition in self._positions:
+                self._positions[partition] = max(self._positions[partition], offset)
+        elif code == KafkaError._AUTO_OFFSET_RESET:
+            self._resume_after_gap(partition)
+        elif code == KafkaError._MAX_POLL_EXCEEDED:
+            _log.warning("left the group: the application took longer than max.poll.interval.ms over one event")
+        elif kafka_errors.is_passing(error):
+            _log.debug("passing error of %s[%d]: %s", *partition, error)
+        else:
+            raise KafkaException(error)
+
+    def _resume_after_gap(self, partition: StreamPartition) -> None:
+        """The position is outside the log: retention overtook us, or the log lost its end."""
+        if partition not in self._positions:
+            return
+        position = self._positions[partition]
+        low, high = self._watermarks(partition)
+        if position > high:
+            raise StreamTruncatedError(
+                f"{partition.stream}[{partition.partition}] ends at offset {high}, but was read up to {position}",
+                hint="the core lost committed events, or was restored from a backup; to go on, start a new group",
+            )
+        expired = max(low - position, 0)
+        if expired:
+            self.expired_events += expired
+            _log.warning(
+                "retention deleted %d events of %s[%d] before they were read: offsets %d to %d",
+                expired,
+                *partition,
+                position,
+                low - 1,
+            )
+        self._reposition(partition, max(low, position))
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and not self._core_down:
+            self._core_down = True
+            _log.warning("the core at %s does not answer; trying on", self._options.core)
+        elif error.fatal() or kafka_errors.is_refusal(error):
+            self._failure = error
+
+    # --- the group
+
+    def _on_assign(self, client: KafkaConsumer, assigned: list[TopicPartition]) -> None:
+        partitions = [StreamPartition(item.topic, item.partition) for item in assigned]
+        committed = client.committed(assigned, timeout=self._options.timeout_s) if assigned else []
+        positions: dict[StreamPartition, int] = {}
+        for partition, item in zip(partitions, committed, strict=True):
+            if item.error is not None:
+                raise KafkaException(item.error)
+            if item.offset >= 0:
+                positions[partition] = item.offset
+        fresh = self._resolve([partition for partition in partitions if partition not in positions])
+        self._take(positions | fresh)
+        if fresh:  # so that whoever takes over before our first commit begins at the same place, and skips nothing
+            self._commit_or_warn(client, fresh, "where the group begins is not written down yet")
+
+    def _on_revoke(self, client: KafkaConsumer, revoked: list[TopicPartition]) -> None:
+        partitions = [StreamPartition(item.topic, item.partition) for item in revoked]
+        positions = {p: self._revoke_commits[p] for p in partitions if p in self._revoke_commits}
+        if positions:
+            self._commit_or_warn(client, positions, "the last events of revoked partitions come again")
+        self._give_up(client, partitions)
+
+    def _commit_or_warn(
+        self, client: KafkaConsumer, positions: Mapping[StreamPartition, int], consequence: str
+    ) -> None:
+        try:
+            client.commit(offsets=_topic_partitions(positions), asynchronous=False)
+        except KafkaException as error:
+            _log.warning("a commit failed, %s: %s", consequence, error)
+
+    def _on_lost(self, client: KafkaConsumer, lost: list[TopicPartition]) -> None:
+        """Someone else may have had them for a while already: nothing may be committed."""
+        self._give_up(client, [StreamPartition(item.topic, item.partition) for item in lost])
+
+    def _take(self, positions: dict[StreamPartition, int]) -> None:
+        self._positions.update(positions)
+        self._client.incremental_assign(_topic_partitions(positions))
+
+    def _reposition(self, partition: StreamPartition, offset: int) -> None:
+        """Read on from `offset`; unlike a seek this works whatever librdkafka is doing with the partition."""
+        self._client.incremental_unassign([TopicPartition(*partition)])
+        self._take({partition: offset})
+
+    def _give_up(self, client: KafkaConsumer, partitions: list[StreamPartition]) -> None:
+        for partition in partitions:
+            self._positions.pop(partition, None)
+        self._revoked += partitions
+        client.incremental_unassign([TopicPartition(*partition) for partition in partitions])
+
+    # --- offsets
+
+    def commit(self, positions: Mapping[StreamPartition, int]) -> Mapping[StreamPartition, int]:
+        """Store the group's positions of those partitions that are still ours; return these once the core has them.
+
+        Raises:
+            CommitRefusedError: the group has moved on without us.
+            UnreachableError: the core did not answer in time.
+        """
+        ours = {partition: offset for partition, offset in positions.items() if partition in self._positions}
+        if ours:
+            with kafka_errors.translated(self._options.core):
+                for item in self._client.commit(offsets=_topic_partitions(ours), asynchronous=False) or ():
+                    if item.error is not None:
+                        raise KafkaException(item.error)
+        return ours
+
+    def ends(self) -> dict[StreamPartition, tuple[int, int]]:
+        """For each of our partitions: the offset after what was handed over, and the end offset now.
+
+        Raises:
+            UnreachableError: the core did not answer in time.
+        """
+        with kafka_errors.translated(self._options.core):
+            return {
+                partition: (position, self._watermarks(partition)[1]) for partition, position in self._positions.items()
+            }
+
+    def _resolve(self, partitions: Sequence[StreamPartition], start: Start | None = None) -> dict[StreamPartition, int]:
+        start = self._options.start if start is None else start
+        if isinstance(start, datetime):
+            wanted = [TopicPartition(*partition, int(start.timestamp() * 1000)) for partition in partitions]
+            found = self._client.offsets_for_times(wanted, timeout=self._options.timeout_s) if wanted else []
+            return {
+                partition: item.offset if item.offset >= 0 else self._watermarks(partition)[1]
+                for partition, item in zip(partitions, found, strict=True)
+            }
+        if isinstance(start, Mapping):
+            return {p: start[p.partition] if p.partition in start else self._watermarks(p)[0] for p in partitions}
+        side = 0 if start == "earliest" else 1
+        return {partition: self._watermarks(partition)[side] for partition in partitions}
+
+    def _watermarks(self, partition: StreamPartition) -> tuple[int, int]:
+        """First offset and end offset, asked of the core now."""
+        marks = self._client.get_watermark_offsets(
+            TopicPartition(*partition), timeout=self._options.timeout_s, cached=False
+        )
+        if marks is None:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return marks
+
+
+class _LibrdkafkaLog:
+    """librdkafka's own lines, for whoever looks for the cause of a bad connection; we log what they mean."""
+
+    def log(self, _level: int, message: str, *arguments: object) -> None:
+        _log.debug(message, *arguments)
+
+
+def _topic_partition(partition: StreamPartition, offset: int) -> TopicPartition:
+    return TopicPartition(partition.stream, partition.partition, offset)
+
+
+def _topic_partitions(positions: Mapping[StreamPartition, int]) -> list[TopicPartition]:
+    return [_topic_partition(partition, offset) for partition, offset in positions.items()]
+
+
+def _streams_hint(streams: list[str]) -> str:
+    shown = sorted(stream for stream in streams if not stream.startswith("__"))[:20]
+    return f"it has {', '.join(shown)}" if shown else "it has no streams yet: they begin with their first event"
