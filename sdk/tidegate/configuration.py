@@ -63,8 +63,10 @@ class LoadedSettings(Generic[Settings]):
 
 
 def flag_for(field: str) -> str:
-    """The command-line option of a field: `node_id` is `--node-id`."""
-    return "--" + field.replace("_", "-")
+    """The command-line option of a field: `node_id` is `--node-id`; and `as_json` is `--json`, as in every command
+    (a field can't be called json: pydantic's models have a method of that name).
+    """
+    return "--json" if field == "as_json" else "--" + field.replace("_", "-")
 
 
 def variable_for(part: str, field: str) -> str:
