@@ -57,13 +57,13 @@ class Proof:
         return json.dumps(fields)
 
 
-async def prove(core: str, ledger: Path, *, missed_by_group: int) -> Proof:
+async def prove(core: str, stream: str, ledger: Path, *, missed_by_group: int) -> Proof:
     """Run `tidegate verify` as a process of its own.
 
     Raises:
         PartFailedError: it did not answer.
     """
-    arguments = ["-m", "tidegate", "verify", "--core", core, "--ledger", str(ledger), "--json"]
+    arguments = ["-m", "tidegate", "verify", "--core", core, "--stream", stream, "--ledger", str(ledger), "--json"]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -102,7 +102,7 @@ class Story:
         display.phase("the devices are done; the last events arrive")
         missed = await self._drain()
         display.phase("a fresh consumer reads everything, and the devices' ledger is compared with it")
-        return await prove(str(self._core), self._ledger, missed_by_group=missed)
+        return await prove(str(self._core), STREAM, self._ledger, missed_by_group=missed)
 
     async def _start_parts(self) -> None:
         core = self._part("core", "--node-id", "1", "--listen", "127.0.0.1:0", data_dir="core")
