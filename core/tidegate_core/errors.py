@@ -24,6 +24,7 @@ TidegateError
 +-- DataDirError (RefusedError)     the data directory is another node's, too new, or in use
 """
 
+# ruff: noqa: N818  # named for what happened, as peers and operators speak of it
 from __future__ import annotations
 
 from typing import ClassVar

@@ -19,9 +19,9 @@ from tidegate_core.log.config import LogConfig
 from tidegate_core.log.files import DELETED_SUFFIX, OpenFiles, storage_error, sync_directory
 from tidegate_core.log.flusher import Flusher
 from tidegate_core.log.segment import LogPosition
-from tidegate_core.upkeep import compact_partition, keep_in_bounds
 from tidegate_core.partition import Partition
 from tidegate_core.producers import EXPIRATION_MS_DEFAULT
+from tidegate_core.upkeep import compact_partition, keep_in_bounds
 from tidegate_wire.identifiers import NodeId
 
 UPKEEP_INTERVAL_S: Final = 30.0
@@ -205,7 +205,7 @@ class LogManager:
                 )
             except OSError as error:
                 self._unopened[topic, index] = storage_error(error, f"{directory} can't be opened")
-                _logger.error("partition_not_opened", topic=topic, partition=index, error=str(error))
+                _logger.error("partition_not_opened", topic=topic, partition=index, error=str(error))  # noqa: TRY400
         _logger.info(
             "logs_opened",
             partitions=len(self._partitions),
@@ -227,7 +227,7 @@ class LogManager:
                     keep_in_bounds(partition, self._clock_ms(), self._producer_expiration_ms)
                     if ends.get(partition) == partition.log.end:
                         partition.request_checkpoint()
-                    await compact_partition(partition, self._clock_ms())
+                    await compact_partition(partition, self._files, self._clock_ms())
                 except (OSError, PartitionError) as error:
                     _logger.warning("upkeep_failed", topic=partition.topic, partition=partition.index, error=str(error))
                 await asyncio.sleep(0)

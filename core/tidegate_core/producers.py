@@ -1,12 +1,12 @@
 """Who wrote what, so that a batch that is sent twice is stored once (KIP-98). Sans-IO.
 
-A partition keeps, for each producer id, its epoch and its last five batches: Kafka clients have at most five requests in
-flight, so a re-sent batch is among them, and is answered with the offsets it already has.
+A partition keeps, for each producer id, its epoch and its last five batches: Kafka clients have at most five requests
+in flight, so a re-sent batch is among them, and is answered with the offsets it already has.
 
-A producer id that is not known must begin with sequence 0. Kafka up to 2.3 said so too; since KIP-360 it takes any first
-sequence, to be kind to producers that it forgot after a day. Here they are remembered for months, and being kind has a
-price: if a producer's first batch is refused (a full disk) and its second, sent at once behind it, is taken, the first can
-never be stored any more; and a batch re-sent by a forgotten producer would be stored twice. So the answer is
+A producer id that is not known must begin with sequence 0. Kafka up to 2.3 said so too; since KIP-360 it takes any
+first sequence, to be kind to producers that it forgot after a day. Here they are remembered for months, and being kind
+has a price: if a producer's first batch is refused (a full disk) and its second, sent at once behind it, is taken, the
+first can never be stored any more; and a batch re-sent by a forgotten producer would be stored twice. So the answer is
 UNKNOWN_PRODUCER_ID, upon which clients take a new epoch or id and send what they have not seen acknowledged.
 """
 
@@ -29,8 +29,8 @@ BATCHES_KEPT: Final = 5
 """Kafka's `max.in.flight.requests.per.connection` may not be more for an idempotent producer."""
 
 PRODUCERS_MAX: Final = 50_000
-"""Remembered in a partition at once; the one that wrote longest ago is forgotten for a new one. Some 50 MB in memory and
-6 MB in a snapshot: an edge takes one each time it starts, so this is 250 edges that start daily for 180 days."""
+"""Remembered in a partition at once; the one that wrote longest ago is forgotten for a new one. Some 50 MB in memory
+and 6 MB in a snapshot. An edge takes one each time it starts: this is 250 edges that start daily for 180 days."""
 
 EXPIRATION_MS_DEFAULT: Final = 180 * 24 * 60 * 60 * 1000
 """Kafka's `producer.id.expiration.ms` is one day; an edge may be offline for months, and then re-sends what it had."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tidegate_core.log.files import DamagedFile, replace_file, seal, unseal
-from tidegate_core.log.segment import LogPosition
+from tidegate_core.log.segment import OFFSET_ZERO, LogPosition
 from tidegate_wire.identifiers import LeaderEpoch, Offset
 
 CHECKPOINT_NAME: Final = "checkpoint"
@@ -28,7 +28,7 @@ _KIND: Final = b"TGCHECK1"
 class Checkpoint:
     """The content of the file."""
 
-    log_start_offset: Offset = Offset(0)
+    log_start_offset: Offset = OFFSET_ZERO
     recovery_point: LogPosition | None = None
     leader_epochs: tuple[tuple[LeaderEpoch, Offset], ...] = ()
     segment_created_ms: int = 0

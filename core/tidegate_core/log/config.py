@@ -51,7 +51,7 @@ class LogConfig:
     delete_retention_ms: int = _setting("delete.retention.ms", _DAY_MS)
     """How long a compacted log keeps tombstones, so that a slow reader sees them."""
 
-    message_timestamp_type: TimestampType = _setting("message.timestamp.type", "CreateTime")
+    message_timestamp_type: TimestampType = _setting("message.timestamp.type", "CreateTime")  # noqa: RUF009  # a field
     """Whether records keep their own time or get the time of the append."""
 
     message_timestamp_after_max_ms: int = _setting("message.timestamp.after.max.ms", _INT64_MAX)

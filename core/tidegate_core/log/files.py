@@ -31,7 +31,7 @@ NO_DESCRIPTOR_ERRORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _SEAL: Final = struct.Struct("<8sIQ")  # kind and version, CRC-32C of the body, its length
 
 
-class DamagedFile(ValueError):
+class DamagedFile(ValueError):  # noqa: N818  # named for what happened
     """A small file whose seal does not fit its body; the message says how."""
 
 

@@ -100,13 +100,13 @@ class Flusher:
         for partition, job in group:
             try:
                 job.run()
-            except Exception as error:  # noqa: BLE001  # whatever it is, the partition must hear of it
+            except Exception as error:  # whatever it is, the partition must hear of it
                 done.append((partition, job, error))
             else:
                 done.append((partition, job, None))
         with_checkpoint = [(partition, job) for partition, job, error in done if job.checkpoint and error is None]
         self._loop.call_soon_threadsafe(self._end_group, done, not with_checkpoint)
-        for partition, job in with_checkpoint:
+        for _, job in with_checkpoint:
             job.write_checkpoint()
         if with_checkpoint:
             self._loop.call_soon_threadsafe(self._end_checkpoints, [partition for partition, _ in with_checkpoint])

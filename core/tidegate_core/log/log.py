@@ -7,7 +7,7 @@ while the end of the log is not known (`failure`).
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from tidegate_core.log.config import LogConfig
 from tidegate_core.log.epochs import LeaderEpochs
 from tidegate_core.log.files import DELETED_SUFFIX, OpenFiles, replace_file, storage_error, sync_directory
 from tidegate_core.log.segment import OFFSET_DELTA_MAX, LogPosition, Segment, segment_path
+from tidegate_core.log.swap import carry_out_swap, decide_swap
 from tidegate_wire.identifiers import LeaderEpoch, Offset
 from tidegate_wire.records import BatchError, BatchHeader, read_records
 
@@ -134,6 +135,12 @@ class Log:
     def is_checkpointed(self) -> bool:
         """Whether the next start has nothing to scan."""
         return self._checkpoint.recovery_point == self.end
+
+    @property
+    def recovery_offset(self) -> Offset:
+        """Everything before is on disk, in the checkpoint, and its producers are in a snapshot."""
+        point = self._checkpoint.recovery_point
+        return point.offset if point is not None else Offset(0)
 
     # --- appending
 
@@ -388,8 +395,7 @@ class Log:
         Raises:
             DiskFull, StorageFailed, StorageError: a file can't be renamed.
         """
-        point = self._checkpoint.recovery_point
-        limit = min(self.log_start_offset, point.offset if point is not None else 0)
+        limit = min(self.log_start_offset, self.recovery_offset)
         try:
             self._remove([segment for segment in self.segments[:-1] if segment.end_offset <= limit])
         except OSError as error:
@@ -423,15 +429,27 @@ class Log:
         except OSError as error:
             raise storage_error(error, f"{self.directory} can't be truncated") from error
 
-    def replace_segments(self, old: Sequence[Segment], new: Segment) -> None:
-        """Let `new`, whose file stands in the place of the first of `old`, take the place of all of `old`."""
-        at = self.segments.index(old[0])
-        assert list(old) == self.segments[at : at + len(old)]
-        assert old[-1] is not self._active
-        for segment in old:
+    def swap_in(self, new: Segment, bases: Sequence[Offset]) -> bool:
+        """Let `new`, written as a cleaned file, take the place of the segments that begin at `bases`; see `swap`.
+
+        False if one of those is gone meanwhile: then nothing is changed.
+
+        Raises:
+            OSError: the next start will finish, or has nothing to finish; nothing may be appended until then.
+        """
+        at = bisect_left(self._bases, bases[0])
+        if self._bases[at : at + len(bases)] != list(bases) or at + len(bases) >= len(self._bases):
+            return False
+        decide_swap(self.directory, bases)
+        for segment in self.segments[at : at + len(bases)]:
             self._files.close(segment)
-        self.segments[at : at + len(old)] = [new]
-        self._bases[at : at + len(old)] = [new.base_offset]
+        for path in carry_out_swap(self.directory, bases):
+            self._discard(path)
+        new.is_sealed = True
+        self.segments[at : at + len(bases)] = [new]
+        self._bases[at : at + len(bases)] = [new.base_offset]
+        replace_file(new.index_path, self._encode_index(new), durable=False)
+        return True
 
     def _remove(self, segments: Sequence[Segment]) -> None:
         """Take segments off the list and out of sight; their bytes are freed later, in the background."""

@@ -195,17 +195,16 @@ def _open_segments(scan: _Scan) -> None:
         if bases and bases[0] <= scan_from:
             scan.segments.append(_open_sealed(scan, base, Offset(bases[0])))
             continue
-        if bases and not any(segment_path(scan.directory, later).stat().st_size for later in bases):
-            _remove_empty(scan, bases)  # made after a roll, and nothing of what followed reached the disk
-        scan.segments.append(_scan_segment(scan, base, scan_from, Offset(bases[0]) if bases else None))
+        next_base = Offset(bases[0]) if bases else None
+        are_later_empty = not any(segment_path(scan.directory, later).stat().st_size for later in bases)
+        segment = _scan_segment(scan, base, scan_from, next_base, may_cut=are_later_empty)
+        scan.segments.append(segment)
         if scan.failure is not None:
             return
-
-
-def _remove_empty(scan: _Scan, bases: list[int]) -> None:
-    for base in bases:
-        segment_path(scan.directory, base).unlink()
-    bases.clear()
+        if next_base is not None and segment.end_offset != next_base:
+            for later in bases:  # made by a roll, but the end of what came before it never reached the disk
+                segment_path(scan.directory, later).unlink()
+            return
 
 
 def _check_extent(scan: _Scan) -> None:
@@ -239,7 +238,7 @@ def _open_sealed(scan: _Scan, base: Offset, next_base: Offset) -> Segment:
         end_offset = min(summary.end_offset, next_base)
     else:
         index = SparseIndex()
-        end = _check_batches(scan, path, index, LogPosition(base, base, 0), size_bytes, next_base)
+        end = _check_batches(scan, index, LogPosition(base, base, 0), next_base)
         if end.byte < size_bytes:
             scan.mark_damaged(path, f"byte {end.byte}, offset {end.offset}: not a whole batch")
         elif scan.is_dense and end.offset != next_base:
@@ -254,12 +253,12 @@ def _open_sealed(scan: _Scan, base: Offset, next_base: Offset) -> Segment:
     return _make_segment(scan, path, index, LogPosition(end_offset, base, size_bytes), trusted_from)
 
 
-def _scan_segment(scan: _Scan, base: Offset, scan_from: Offset, next_base: Offset | None) -> Segment:
-    """A segment that reaches past the recovery point: check it from there on, and cut a torn tail."""
+def _scan_segment(scan: _Scan, base: Offset, scan_from: Offset, next_base: Offset | None, *, may_cut: bool) -> Segment:
+    """A segment that reaches past the recovery point: check it from there on, and cut a torn tail if it `may_cut`."""
     path = segment_path(scan.directory, base)
     stat = path.stat()
     _, index = _read_index(path, base)
-    start, start_offset = 0, base
+    start, start_offset, byte = 0, base, 0
     if index is None:
         index = SparseIndex()
     else:
@@ -268,12 +267,14 @@ def _scan_segment(scan: _Scan, base: Offset, scan_from: Offset, next_base: Offse
         byte = point.byte if point is not None and at_point else index.position_for_offset(scan_from)
         start, start_offset = index.cut(min(byte, stat.st_size)) or (start, start_offset)
     _drop_cached_pages(path, start)
-    end = _check_batches(scan, path, index, LogPosition(start_offset, base, start), stat.st_size, next_base)
-    scan.scanned_bytes += stat.st_size - start
+    end = _check_batches(scan, index, LogPosition(start_offset, base, start), next_base)
+    if stat.st_size > byte:
+        scan.scanned_bytes += stat.st_size - start
     if end.byte < stat.st_size:
-        _judge_tail(scan, path, end, stat.st_size, is_last=next_base is None)
+        _judge_tail(scan, path, end, stat.st_size, may_cut=may_cut)
     elif next_base is not None and scan.is_dense and end.offset != next_base:
-        scan.mark_failed(path, f"ends at offset {end.offset}, but the next file begins at {next_base}")
+        if not may_cut:
+            scan.mark_failed(path, f"ends at offset {end.offset}, but the next file begins at {next_base}")
     elif next_base is not None:
         replace_file(
             path.with_suffix(INDEX_SUFFIX), index.encode(base, next_base, end.byte, is_final=True), durable=False
@@ -282,11 +283,11 @@ def _scan_segment(scan: _Scan, base: Offset, scan_from: Offset, next_base: Offse
     return _make_segment(scan, path, index, end, start)
 
 
-def _judge_tail(scan: _Scan, path: Path, end: LogPosition, size_bytes: int, *, is_last: bool) -> None:
+def _judge_tail(scan: _Scan, path: Path, end: LogPosition, size_bytes: int, *, may_cut: bool) -> None:
     """What stands behind `end` is no batch: cut it if it was never synced, else say that the log's end is not known."""
     if end.offset < scan.recovery_offset:
         scan.mark_failed(path, f"byte {end.byte}: offset {end.offset} was on disk, and is not a whole batch any more")
-    elif not is_last or _holds_batch_after(path, end, size_bytes):
+    elif not may_cut or _holds_batch_after(path, end, size_bytes):
         scan.mark_failed(path, f"byte {end.byte}: offset {end.offset} is not a whole batch, but more batches follow it")
     else:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -332,14 +333,12 @@ def _drop_cached_pages(path: Path, start: int) -> None:
         os.close(descriptor)
 
 
-def _check_batches(
-    scan: _Scan, path: Path, index: SparseIndex, good: LogPosition, size_bytes: int, next_base: Offset | None
-) -> LogPosition:
+def _check_batches(scan: _Scan, index: SparseIndex, good: LogPosition, next_base: Offset | None) -> LogPosition:
     """Check each batch from `good` on, and tell index, epochs and producers of it; returns where the good ones end."""
     offset_end = next_base if next_base is not None else OFFSET_MAX
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(segment_path(scan.directory, good.segment_base), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for position, header, batch in read_forward(descriptor, good.byte, size_bytes):
+        for position, header, batch in read_forward(descriptor, good.byte, os.fstat(descriptor).st_size):
             base_offset, last_offset = header.base_offset, header.last_offset
             follows = base_offset == good.offset if scan.is_dense else base_offset >= good.offset
             if not follows or not base_offset <= last_offset < offset_end or not crc_fits(header, batch):

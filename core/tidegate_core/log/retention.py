@@ -1,7 +1,7 @@
 """Which segments a topic's retention lets go: whole ones, oldest first, and only what is below the high watermark.
 
-Age counts from a segment's last append, that is from arrival: the records' own times may be weeks old when an edge comes
-back, or wrong when a device's clock is.
+Age counts from a segment's last append, that is from arrival: the records' own times may be weeks old when an edge
+comes back, or wrong when a device's clock is.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ INDEX_SUFFIX: Final = ".index"
 OFFSET_DELTA_MAX: Final = 2**31 - 1
 """A segment holds offsets up to this far from its base, as in Kafka."""
 
+OFFSET_ZERO: Final = Offset(0)
 OFFSET_MAX: Final = Offset(2**63 - 1)
 
 WALK_BYTES: Final = 16 * 1024
