@@ -242,7 +242,7 @@ class Segment:
         if boundary is not None and boundary[0] > start:
             at, next_offset = boundary[0] - start, boundary[1]
         last = -1
-        while at + _LENGTH_PREFIX_BYTES <= size:
+        while at == 0 or at + _LENGTH_PREFIX_BYTES <= size:
             (length,) = _LENGTH.unpack_from(data, at + _LENGTH_AT)
             if length < HEADER_BYTES - _LENGTH_PREFIX_BYTES:
                 if at == 0:

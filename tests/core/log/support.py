@@ -1,0 +1,122 @@
+"""Batches and partitions for the tests of the log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tidegate_core.log.config import LogConfig
+from tidegate_core.log.files import OpenFiles
+from tidegate_core.log.flusher import Flusher
+from tidegate_core.partition import Partition
+from tidegate_wire.identifiers import BatchSequence, Offset, ProducerEpoch, ProducerId
+from tidegate_wire.records import (
+    BatchHeader,
+    Compression,
+    Record,
+    RecordBatchBuilder,
+    check_batch,
+    iter_batches,
+    read_records,
+)
+
+NOW_MS = 1_700_000_000_000
+
+KeyValue = tuple[bytes | None, bytes | None]
+
+
+def make_batch(
+    records: Sequence[KeyValue],
+    *,
+    time_ms: int = NOW_MS,
+    producer: tuple[int, int, int] = (-1, -1, -1),
+    compression: Compression = Compression.NONE,
+) -> bytes:
+    """A batch of keys and values; `producer` is id, epoch and base sequence; a record's time is one more than the last."""
+    producer_id, epoch, sequence = producer
+    builder = RecordBatchBuilder(
+        ProducerId(producer_id), ProducerEpoch(epoch), BatchSequence(sequence), compression=compression
+    )
+    for number, (key, value) in enumerate(records):
+        builder.append(time_ms + number, key, value)
+    return builder.build()
+
+
+def values(count: int, size: int = 10, start: int = 0) -> list[KeyValue]:
+    """Records without keys whose values begin with their number."""
+    return [(None, b"%d" % number + b"." * size) for number in range(start, start + count)]
+
+
+def append(partition: Partition, batch: bytes, now_ms: int = NOW_MS) -> Offset:
+    """Append, not committed yet; returns the base offset."""
+    return partition.append_as_leader(memoryview(bytearray(batch)), now_ms).base_offset
+
+
+async def commit(partition: Partition, batch: bytes, now_ms: int = NOW_MS) -> Offset:
+    """Append and wait until it is safe; returns the base offset."""
+    result = partition.append_as_leader(memoryview(bytearray(batch)), now_ms)
+    async with asyncio.timeout(20):
+        await partition.committed(result.end_offset)
+    return result.base_offset
+
+
+def records_in(buffers: Iterable[bytes]) -> list[Record]:
+    """The records of batches as a consumer sees them, every batch checked."""
+    found: list[Record] = []
+    for buffer in buffers:
+        for batch in iter_batches(buffer):
+            check_batch(batch)
+            found.extend(read_records(batch))
+    return found
+
+
+def read_all(partition: Partition, start: int | None = None, bytes_max: int = 1 << 20) -> list[Record]:
+    """What a consumer reads from `start` (the log's start) to the high watermark."""
+    offset = partition.log_start_offset if start is None else Offset(start)
+    first = offset
+    found: list[Record] = []
+    while offset < partition.high_watermark:
+        result = partition.read(offset, bytes_max)
+        if not result.buffers:
+            break
+        found.extend(record for record in records_in(result.buffers) if record.offset >= first)
+        last = list(iter_batches(result.buffers[-1]))[-1]
+        after = BatchHeader.parse(last).last_offset + 1
+        assert after > offset, "a read makes progress"
+        offset = Offset(after)
+    return found
+
+
+@asynccontextmanager
+async def opened(
+    directory: Path, config: LogConfig | None = None, *, files_max: int = 64, now_ms: int = NOW_MS
+) -> AsyncIterator[Partition]:
+    """The partition in `directory`, made if it is not there; closed at the end as a crash leaves it: no checkpoint."""
+    flusher = Flusher()
+    is_new = not directory.exists()
+    directory.mkdir(exist_ok=True)
+    make = Partition.create if is_new else Partition.open
+    partition = make(
+        "events",
+        0,
+        directory,
+        config or LogConfig(),
+        files=OpenFiles(files_max),
+        flusher=flusher,
+        discard=lambda path: path.unlink(missing_ok=True),
+        now_ms=now_ms,
+    )
+    try:
+        yield partition
+    finally:
+        await flusher.close()
+        partition.close()
+
+
+async def checkpoint(partition: Partition) -> None:
+    """Write a checkpoint, and return when it is on disk."""
+    partition.request_checkpoint()
+    async with asyncio.timeout(20):
+        await partition._flusher.drain()
