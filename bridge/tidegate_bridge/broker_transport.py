@@ -250,12 +250,15 @@ class _Connection:
         """Disconnect, and wait for paho's thread to end."""
         self._client.disconnect()
         await asyncio.to_thread(self._client.loop_stop)
-        for future in (self._connected, *self._granted.values()):
+        for future in self._handshakes():
             if not future.cancel() and not future.cancelled():
                 future.exception()  # nobody waits for it any more
 
     def _acknowledge(self, message: _Message) -> None:
         self._client.ack(message.message_id, message.qos)
+
+    def _handshakes(self) -> list[asyncio.Future[Any]]:
+        return [self._connected, *self._granted.values()]
 
     async def _change(self) -> None:
         """Return when something arrived.
@@ -304,7 +307,7 @@ class _Connection:
     def _take_loss(self, reason: str) -> None:
         self._loss = reason
         self._changed.set()
-        for future in (self._connected, *self._granted.values()):
+        for future in self._handshakes():
             if not future.done():
                 future.set_exception(BrokerUnreachable(reason))
 

@@ -84,4 +84,8 @@ def _error_code(code: int) -> ErrorCode:
 
 
 def _text(frame: bytes | memoryview, position: int, size_bytes: int) -> str:
-    return str(frame[position : position + size_bytes], "utf-8") if size_bytes > 0 else ""
+    if size_bytes <= 0:
+        return ""
+    if position + size_bytes > len(frame):
+        raise MessageError("a Produce response that ends inside a text")
+    return str(frame[position : position + size_bytes], "utf-8")
