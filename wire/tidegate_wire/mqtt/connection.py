@@ -90,6 +90,7 @@ class ServerConnection:
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._keep_alive_timeout_s = 0.0
+        self._accepted_at_s = now_s
         self._last_received_s = now_s
         self._unwritable_since_s = now_s
         self._unacknowledged = 0
@@ -135,7 +136,7 @@ class ServerConnection:
             if now_s - self._closed_at_s > limits.linger_timeout_ms / 1000:
                 self._link.abort()
         elif self._session is None:
-            if now_s - self._last_received_s > limits.connect_timeout_ms / 1000:
+            if now_s - self._accepted_at_s > limits.connect_timeout_ms / 1000:
                 stats.connect_timeouts += 1
                 self._finish("no CONNECT", now_s)
         elif not self.writable:
