@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
 
 import structlog
 
@@ -28,6 +29,9 @@ from tidegate_wire.kafka.messages import ErrorCode
 from tidegate_wire.records import RecordBatchBuilder
 
 _log = structlog.get_logger()
+
+WRITE_RECORDS_MAX: Final = 10_000
+"""In one batch: about a megabyte, far below what the topic takes, for the deletion of a topic that many groups read."""
 
 LogRecord = tuple[bytes, bytes | None]
 """Key and value; None takes back what the key names."""
@@ -114,8 +118,10 @@ class GroupShard:
         Raises:
             PartitionError: they are not; the log says which.
         """
-        if not changes:
-            return
+        chunks = [changes[start : start + WRITE_RECORDS_MAX] for start in range(0, len(changes), WRITE_RECORDS_MAX)]
+        await asyncio.gather(*[self._write(chunk) for chunk in chunks])
+
+    def _write(self, changes: Sequence[Change]) -> asyncio.Future[None]:
         done: asyncio.Future[None] = self._loop.create_future()
 
         def on_committed(error: Exception | None) -> None:
@@ -129,7 +135,7 @@ class GroupShard:
                 done.set_exception(error)
 
         self._append([change.to_record() for change in changes], on_committed)
-        await done
+        return done
 
     async def expire(self) -> None:
         """Write down that offsets and groups whose time is over are gone.

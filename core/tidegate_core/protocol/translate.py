@@ -72,6 +72,7 @@ def _one_leaver(fields: Fields) -> Fields:
 
 
 _LIFTED: Final[dict[int, _Reshape]] = {
+    Api.METADATA: _Reshape(0, lambda request: {"topics": request.topics or None}),  # an empty list asks for all
     Api.FIND_COORDINATOR: _Reshape(
         3, lambda request: {"key_type": getattr(request, "key_type", 0), "coordinator_keys": (request.key,)}
     ),

@@ -1,0 +1,327 @@
+"""One client connection: frames in, answers out in the same order.
+
+Bytes land in a buffer that all connections share, and are cut into frames there; a frame that goes on beyond it is read
+straight into a buffer of its own. Produce requests are begun as they arrive, so that one sync commits many of them;
+everything else is done by one task a connection, one request after the other, as Kafka does. That task also writes the
+answers. Reading stops while too much is in flight, on this connection or in all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+import structlog
+
+from tidegate_core.handlers.produce import ProduceInFlight, begin_produce
+from tidegate_core.protocol.versions import Api, is_served
+from tidegate_wire.kafka.messages import MessageError, RequestHeader, decode_request_header
+
+if TYPE_CHECKING:
+    from tidegate_core.server import KafkaServer
+
+LENGTH_BYTES: Final = 4
+FRAME_BYTES_FIRST: Final = 64 * 1024
+"""What is set aside for a frame before its bytes come; it doubles as they do, so that a length alone costs little."""
+
+WRITE_BYTES_HIGH: Final = 1024 * 1024
+"""Answers may wait in the socket's buffer up to here before the connection's task waits too: a few Fetch answers of a
+partition each."""
+
+_log = structlog.get_logger()
+
+
+class _Request(NamedTuple):
+    """A request that waits for its turn, or, a Produce, for its commit."""
+
+    size_bytes: int
+    header: RequestHeader
+    frame: memoryview
+    produce: ProduceInFlight | None
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Owned by the server. `progress_at` is when the peer last did something for it (loop's clock)."""
+
+    def __init__(self, server: KafkaServer) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._transport = cast("asyncio.Transport", None)
+        self._host = ""
+        self._queue: deque[_Request] = deque()
+        self._queued_bytes = 0
+        self._unstarted = 0
+        """Requests in the queue that are not Produce requests begun already."""
+        self._rest = bytearray()
+        """Bytes that were read and are not cut into frames yet."""
+        self._frame: bytearray | None = None
+        self._frame_bytes = 0
+        self._filled = 0
+        self._held_bytes = 0
+        """What this connection counts in the server's budget."""
+        self._is_reading = True
+        self._has_work = asyncio.Event()
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self._worker: asyncio.Task[None] | None = None
+        self.progress_at = self._loop.time()
+        self._unsent_bytes = 0
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accept, or close at once where there are too many."""
+        self._transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self._host = str(peer[0]) if peer else ""
+        if not self._server.admit(self):
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=WRITE_BYTES_HIGH)
+        self._worker = self._loop.create_task(self._work(), name=f"kafka {self._host}")
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Forget everything that waits; what Produce wrote stays written."""
+        self._server.dismiss(self)
+        if self._worker is not None:
+            self._worker.cancel()
+        self._queue.clear()
+        self._frame = None
+        self._is_reading = False
+        self._server.memory.give_back(self._held_bytes)
+        self._held_bytes = 0
+
+    def get_buffer(self, _size_hint: int) -> memoryview:
+        """Where the next bytes go: into the frame that is on its way, or into the shared buffer."""
+        if self._frame is not None:
+            return memoryview(self._frame)[self._filled :]
+        return self._server.landing
+
+    def buffer_updated(self, size_bytes: int) -> None:
+        """Bytes came."""
+        self.progress_at = self._loop.time()
+        try:
+            if self._frame is not None:
+                self._filled += size_bytes
+                self._fill_frame(self._frame)
+            elif self._rest:
+                self._rest += self._server.landing[:size_bytes]
+                self._take_rest()
+            else:
+                landed = self._server.landing[:size_bytes]
+                taken = self._cut(landed)
+                if taken < size_bytes:
+                    self._rest += landed[taken:]
+        except MessageError as error:
+            self._refuse(error)
+            return
+        if self._is_reading and self._must_pause():
+            self._pause()
+
+    def pause_writing(self) -> None:
+        """The peer does not take its answers."""
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._can_write.set()
+
+    # Frames.
+
+    def _cut(self, data: memoryview) -> int:
+        """Begin the requests of whole frames in `data`; returns how many of its bytes are done with."""
+        position, end = 0, len(data)
+        while end - position >= LENGTH_BYTES and not self._has_enough():
+            length = int.from_bytes(data[position : position + LENGTH_BYTES], "big", signed=True)
+            if not 0 < length <= self._server.settings.request_bytes_max:
+                raise MessageError(
+                    f"a request of {length} bytes; at most {self._server.settings.request_bytes_max} are taken"
+                )
+            start = position + LENGTH_BYTES
+            if start + length > end:
+                self._begin_frame(length, data[start:])
+                return end
+            self._hold(length)
+            self._take(memoryview(bytearray(data[start : start + length])))
+            position = start + length
+        return position
+
+    def _take_rest(self) -> None:
+        rest, self._rest = self._rest, bytearray()
+        taken = self._cut(memoryview(rest))
+        self._rest = rest[taken:]
+
+    def _begin_frame(self, length: int, first: memoryview) -> None:
+        size = min(length, max(FRAME_BYTES_FIRST, 2 * len(first)))
+        self._frame = bytearray(size)
+        self._frame[: len(first)] = first
+        self._frame_bytes = length
+        self._filled = len(first)
+        self._hold(size)
+
+    def _fill_frame(self, frame: bytearray) -> None:
+        if self._filled == self._frame_bytes:
+            self._frame = None
+            self._take(memoryview(frame))
+        elif self._filled == len(frame):
+            grown = bytearray(min(self._frame_bytes, 2 * len(frame)))
+            grown[: len(frame)] = frame
+            self._hold(len(grown) - len(frame))
+            self._frame = grown
+
+    def _hold(self, size_bytes: int) -> None:
+        self._held_bytes += size_bytes
+        self._server.memory.take(size_bytes)
+
+    def _release(self, size_bytes: int) -> None:
+        if self._held_bytes:  # else the connection is lost, and everything was given back
+            self._held_bytes -= size_bytes
+            self._server.memory.give_back(size_bytes)
+
+    # Requests.
+
+    def _take(self, frame: memoryview) -> None:
+        header = decode_request_header(frame)
+        size_bytes = len(frame)
+        produce: ProduceInFlight | None = None
+        if header.api_key == Api.PRODUCE and not self._unstarted and is_served(Api.PRODUCE, header.api_version):
+            produce = begin_produce(self._server.node, header, frame)
+            frame = frame[:0]
+            if produce.acks == 0:
+                self._end_unanswered(produce, size_bytes)
+                return
+        else:
+            self._unstarted += 1
+        self._queued_bytes += size_bytes
+        self._queue.append(_Request(size_bytes, header, frame, produce))
+        self._has_work.set()
+
+    def _end_unanswered(self, produce: ProduceInFlight, size_bytes: int) -> None:
+        self._release(size_bytes)
+        if produce.has_errors:  # the client learns of it in the only way it can, as in Kafka
+            raise MessageError("records sent without asking for an answer were refused")
+
+    async def _work(self) -> None:
+        """Answer requests, one after the other."""
+        try:
+            while True:
+                while not self._queue:
+                    self._has_work.clear()
+                    await self._has_work.wait()
+                await self._answer_next()
+        except MessageError as error:
+            self._refuse(error)
+        except Exception:
+            _log.exception("connection_failed", host=self._host)
+            self._transport.abort()
+
+    async def _answer_next(self) -> None:
+        out: list[bytes] = []
+        released = 0
+        while self._queue:
+            request = self._queue[0]
+            produce = request.produce
+            if produce is None and out:
+                break  # may take long: first send what is there
+            if produce is not None and not produce.is_committed:
+                if out:
+                    break
+                await produce.committed()
+            if produce is not None:
+                out.append(produce.encode())
+            else:
+                out += await self._answer(request)
+                self._unstarted -= 1
+            self._queue.popleft()
+            self._queued_bytes -= request.size_bytes
+            released += request.size_bytes
+        if out:
+            await self._send(out)
+        self._release(released)
+        self._resume()
+
+    async def _answer(self, request: _Request) -> list[bytes]:
+        header = request.header
+        if header.api_key == Api.PRODUCE and is_served(Api.PRODUCE, header.api_version):
+            produce = begin_produce(self._server.node, header, request.frame)
+            if produce.acks == 0:
+                if produce.has_errors:
+                    raise MessageError("records sent without asking for an answer were refused")
+                return []
+            await produce.committed()
+            return [produce.encode()]
+        await self._server.memory.room()
+        return await self._server.dispatcher.answer(header, request.frame, self._host)
+
+    async def _send(self, buffers: list[bytes]) -> None:
+        self._transport.writelines(buffers)
+        if not self._can_write.is_set():
+            unsent = self._transport.get_write_buffer_size()
+            self._hold(unsent)
+            await self._can_write.wait()
+            self._release(unsent)
+
+    def _refuse(self, error: MessageError) -> None:
+        _log.warning("connection_refused", host=self._host, reason=str(error))
+        self._transport.abort()
+
+    # Flow control.
+
+    def _has_enough(self) -> bool:
+        settings = self._server.settings
+        return len(self._queue) >= settings.requests_in_flight_max or self._queued_bytes > settings.connection_bytes_max
+
+    def _must_pause(self) -> bool:
+        return self._has_enough() or self._server.memory.is_full
+
+    def _pause(self) -> None:
+        self._is_reading = False
+        self._transport.pause_reading()
+        if not self._has_enough():
+            self._server.memory.when_room(self._resume)
+
+    def _resume(self) -> None:
+        if self._is_reading or self._transport.is_closing():
+            return
+        if self._rest and not self._has_enough():
+            try:
+                self._take_rest()
+            except MessageError as error:
+                self._refuse(error)
+                return
+        if self._has_enough():
+            return
+        if self._server.memory.is_full:
+            self._server.memory.when_room(self._resume)
+            return
+        self._is_reading = True
+        self._transport.resume_reading()
+
+    # Asked by the server.
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether the peer stopped in the middle of a request, does not take its answers, or is idle for too long."""
+        settings = self._server.settings
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent_bytes:
+            self._unsent_bytes = unsent
+            self.progress_at = now
+        silent_s = now - self.progress_at
+        if unsent or self._frame is not None or (self._rest and not self._queue):
+            return silent_s > settings.connection_stall_s
+        return not self._queue and silent_s > settings.connection_idle_s
+
+    def close(self) -> None:
+        """Close without waiting for answers."""
+        self._transport.abort()
+
+    @property
+    def host(self) -> str:
+        """The peer's address."""
+        return self._host
+
+    @property
+    def worker(self) -> asyncio.Task[None] | None:
+        """The task that answers; ends soon after the connection is lost."""
+        return self._worker

@@ -1,0 +1,141 @@
+"""The cluster and this node: ApiVersions, DescribeCluster, FindCoordinator, InitProducerId, DescribeLogDirs."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from tidegate_core.node import Client, Node
+from tidegate_core.protocol.error_codes import ACCEPTED, KafkaError, refusal_of
+from tidegate_core.protocol.translate import Fields
+from tidegate_core.protocol.versions import VERSIONS
+from tidegate_wire.kafka.messages import ErrorCode
+
+if TYPE_CHECKING:
+    from kio.schema.api_versions.v4.request import ApiVersionsRequest
+    from kio.schema.describe_cluster.v1.request import DescribeClusterRequest
+    from kio.schema.describe_log_dirs.v4.request import DescribeLogDirsRequest
+    from kio.schema.find_coordinator.v4.request import FindCoordinatorRequest
+    from kio.schema.init_producer_id.v4.request import InitProducerIdRequest
+
+_GROUP: Final = 0
+_BROKERS: Final = 1
+_NO_PRODUCER: Final = -1
+
+CLUSTER_OPERATIONS: Final = 1 << 5 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12
+"""Create, alter, describe, cluster action, describe and alter configs, idempotent write (KIP-430): all are allowed."""
+
+_NOT_TOLD: Final = -(2**31)
+
+
+async def api_versions(_node: Node, _request: ApiVersionsRequest, _client: Client) -> Fields:
+    """What is served."""
+    return api_versions_fields(ErrorCode.none)
+
+
+def api_versions_fields(error: ErrorCode) -> Fields:
+    """The ApiVersions response; UNSUPPORTED_VERSION goes with the same list, in version 0 (KIP-511)."""
+    return {
+        "error_code": error,
+        "api_keys": [
+            {"api_key": int(api_key), "min_version": versions.lowest, "max_version": versions.highest}
+            for api_key, versions in VERSIONS.items()
+        ],
+    }
+
+
+async def describe_cluster(node: Node, request: DescribeClusterRequest, _client: Client) -> Fields:
+    """The nodes (KIP-700)."""
+    if request.endpoint_type != _BROKERS:
+        return {
+            "error_code": ErrorCode.unsupported_endpoint_type,
+            "error_message": "only brokers are described",
+            "endpoint_type": request.endpoint_type,
+            "cluster_id": "",
+            "brokers": [],
+        }
+    return {
+        "error_code": ErrorCode.none,
+        "cluster_id": node.logs.cluster_id,
+        "controller_id": node.settings.node_id,
+        "brokers": [{"broker_id": node.settings.node_id, "host": node.advertised.host, "port": node.advertised.port}],
+        "cluster_authorized_operations": (
+            CLUSTER_OPERATIONS if request.include_cluster_authorized_operations else _NOT_TOLD
+        ),
+    }
+
+
+async def find_coordinator(node: Node, request: FindCoordinatorRequest, _client: Client) -> Fields:
+    """The node that keeps a group."""
+    coordinators = []
+    for key in request.coordinator_keys:
+        refusal = ACCEPTED
+        try:
+            _check_key_type(request.key_type)
+            await node.groups.shard_of(key)
+        except Exception as error:  # becomes this key's answer
+            refusal = refusal_of(error)
+        is_found = refusal is ACCEPTED
+        coordinators.append(
+            {
+                "key": key,
+                "node_id": node.settings.node_id if is_found else -1,
+                "host": node.advertised.host if is_found else "",
+                "port": node.advertised.port if is_found else -1,
+                "error_code": refusal.code,
+                "error_message": refusal.message,
+            }
+        )
+    return {"coordinators": coordinators}
+
+
+def _check_key_type(key_type: int) -> None:
+    if key_type != _GROUP:
+        raise KafkaError(ErrorCode.transactional_id_authorization_failed, "transactions are not served")
+
+
+async def init_producer_id(node: Node, request: InitProducerIdRequest, _client: Client) -> Fields:
+    """A producer id that nobody had before, whatever id the request names; transactional ids are refused."""
+    if request.transactional_id is not None:
+        refusal, producer_id = ErrorCode.transactional_id_authorization_failed, _NO_PRODUCER
+    else:
+        try:
+            refusal, producer_id = ErrorCode.none, await node.controller.take_producer_id()
+        except Exception as error:  # becomes the answer
+            refusal, producer_id = refusal_of(error).code, _NO_PRODUCER
+    return {
+        "error_code": refusal,
+        "producer_id": producer_id,
+        "producer_epoch": 0 if producer_id >= 0 else -1,
+    }
+
+
+async def describe_log_dirs(node: Node, request: DescribeLogDirsRequest, _client: Client) -> Fields:
+    """How much each partition takes on disk (KIP-113, KIP-827)."""
+    asked = None
+    if request.topics is not None:
+        asked = {(topic.topic, index) for topic in request.topics for index in topic.partitions}
+    topics: dict[str, list[Fields]] = {}
+    for (topic, index), partition in sorted(node.logs.partitions.items()):
+        if asked is None or (topic, index) in asked:
+            topics.setdefault(topic, []).append(
+                {
+                    "partition_index": index,
+                    "partition_size": partition.size_bytes,
+                    "offset_lag": 0,
+                    "is_future_key": False,
+                }
+            )
+    usage = shutil.disk_usage(node.settings.data_dir)
+    return {
+        "error_code": ErrorCode.none,
+        "results": [
+            {
+                "error_code": ErrorCode.none,
+                "log_dir": str(node.settings.data_dir.resolve()),
+                "topics": [{"name": topic, "partitions": parts} for topic, parts in topics.items()],
+                "total_bytes": usage.total,
+                "usable_bytes": usage.free,
+            }
+        ],
+    }

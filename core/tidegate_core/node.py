@@ -1,0 +1,62 @@
+"""A core node as request handlers see it: its parts, without the sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tidegate_core.groups.service import GroupService
+from tidegate_core.log_manager import LogManager
+from tidegate_core.metadata.controller import Controller
+from tidegate_core.partition import Partition
+from tidegate_core.protocol.error_codes import KafkaError
+from tidegate_core.settings import CoreSettings
+from tidegate_wire.address import Address
+from tidegate_wire.kafka.messages import ErrorCode
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """What a handler may use."""
+
+    settings: CoreSettings
+    logs: LogManager
+    controller: Controller
+    groups: GroupService
+    advertised: Address
+    """Where clients are told to connect to."""
+    clock_ms: Callable[[], int]
+    """Unix time."""
+
+    def partition(self, topic: str, index: int, leader_epoch: int = -1) -> Partition:
+        """A partition that this node leads.
+
+        `leader_epoch` is the one the client knows, -1 where it knows none (KIP-320).
+
+        Raises:
+            KafkaError: there is no such partition, or the client's epoch is not the current one.
+        """
+        partition = self.controller.partition(topic, index)
+        if partition is None:
+            raise self._missing(topic, index)
+        if 0 <= leader_epoch != partition.leader_epoch:
+            if leader_epoch < partition.leader_epoch:
+                raise KafkaError(ErrorCode.fenced_leader_epoch, f"the leader epoch is {partition.leader_epoch} by now")
+            raise KafkaError(ErrorCode.unknown_leader_epoch, f"the leader epoch is still {partition.leader_epoch}")
+        return partition
+
+    def _missing(self, topic: str, index: int) -> KafkaError:
+        known = self.controller.image.topics.get(topic)
+        if known is not None and 0 <= index < known.partition_count:
+            return KafkaError(ErrorCode.kafka_storage_error, f"{topic}-{index} could not be opened; see the node's log")
+        return KafkaError(ErrorCode.unknown_topic_or_partition, f"there is no partition {index} of a topic {topic!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What a request's header and connection say of its sender."""
+
+    client_id: str
+    host: str
+    api_version: int
+    """Of the request, where its fields alone do not say what the client understands."""

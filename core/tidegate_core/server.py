@@ -1,0 +1,102 @@
+"""Listens for Kafka clients, and keeps their connections within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from tidegate_core.connection import Connection
+from tidegate_core.dispatch import Dispatcher
+from tidegate_core.memory import MemoryBudget
+from tidegate_core.node import Node
+from tidegate_wire.address import Address
+from tidegate_wire.errors import ConfigError
+
+LANDING_BYTES: Final = 256 * 1024
+"""What one read takes at most: the size of asyncio's own reads, and larger ones measure no faster."""
+
+BACKLOG: Final = 1024
+"""Connections that wait to be accepted: a fleet that reconnects at once."""
+
+SWEEP_S: Final = 5.0
+"""How often connections are looked at for stalled peers, at most; the timeouts are tens of seconds."""
+
+_log = structlog.get_logger()
+
+
+class KafkaServer:
+    """The connections of a node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.settings = node.settings
+        self.dispatcher = Dispatcher(node)
+        self.memory = MemoryBudget(node.settings.memory_bytes_max)
+        self.landing = memoryview(bytearray(LANDING_BYTES))
+        """Where reads land; the loop reads one socket at a time and hands the bytes over before the next."""
+        self._connections: set[Connection] = set()
+        self._refused = 0
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def bind(self, address: Address) -> Address:
+        """Take the address, so that it is known; returns the real one. Nobody is served before `start`.
+
+        Raises:
+            ConfigError: the address can't be had.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(
+                lambda: Connection(self), address.host, address.port, backlog=BACKLOG, start_serving=False
+            )
+        except OSError as error:
+            raise ConfigError(f"can't listen on {address}: {error.strerror}", hint="choose another --listen") from error
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return Address(host, port)
+
+    async def start(self) -> None:
+        """Accept connections."""
+        assert self._server is not None
+        await self._server.start_serving()
+        self._sweeper = asyncio.create_task(self._sweep(), name="kafka-sweep")
+
+    async def close(self) -> None:
+        """Stop listening, close all connections, and wait for what they were doing."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+        workers = [connection.worker for connection in self._connections if connection.worker is not None]
+        for connection in list(self._connections):
+            connection.close()
+        await asyncio.sleep(0)  # lets the loop tell the connections
+        await asyncio.gather(*workers, return_exceptions=True)
+
+    def admit(self, connection: Connection) -> bool:
+        """Whether a new connection may stay."""
+        if len(self._connections) >= self.settings.connections_max:
+            self._refused += 1
+            return False
+        self._connections.add(connection)
+        return True
+
+    def dismiss(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause_s = min(SWEEP_S, self.settings.connection_stall_s / 2, self.settings.connection_idle_s / 2)
+        while True:
+            await asyncio.sleep(pause_s)
+            now = loop.time()
+            for connection in [one for one in self._connections if one.is_stalled(now)]:
+                _log.info("connection_timed_out", host=connection.host)
+                connection.close()
+            if self._refused:
+                _log.warning("connections_refused", count=self._refused, connections_max=self.settings.connections_max)
+                self._refused = 0
