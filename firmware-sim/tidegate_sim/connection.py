@@ -282,10 +282,11 @@ class _Connection(asyncio.Protocol):
                 self._network.listener.on_puback(self._link.index, packet.packet_id)
             case Pubrec() if not packet.reason_code.is_error:
                 self._network.listener.on_pubrec(self._link.index, packet.packet_id)
-            case Pubcomp() if not packet.reason_code.is_error:
+            case Pubcomp():
+                # It also says Packet Identifier not found: the broker completed it, and the device did not hear of it.
                 self.was_acknowledged = True
                 self._network.listener.on_pubcomp(self._link.index, packet.packet_id)
-            case Puback() | Pubrec() | Pubcomp():
+            case Puback() | Pubrec():
                 # The event stays in flash; it is sent again on a later connection, when the broker may take it.
                 self.abort(f"the broker refused an event: {packet.reason_code.name.lower()}")
             case Connack() if not self.accepted.done():
