@@ -95,7 +95,7 @@ def _shape(annotation: Any, metadata: tuple[Any, ...]) -> SettingShape:
             return SettingShape(kind=SettingKind.TABLES, metavar="", allowed="a table")
         if annotation in _PLAIN:
             metavar, words = _PLAIN[annotation]
-            return SettingShape(kind=SettingKind.TEXT, metavar=metavar, allowed=" ".join([words, *_bounds(metadata)]))
+            return SettingShape(kind=SettingKind.TEXT, metavar=metavar, allowed=words + _bounds(metadata))
     if origin is dict:
         return SettingShape(kind=SettingKind.TABLES, metavar="", allowed="a table")
     return SettingShape(kind=SettingKind.TEXT, metavar="TEXT", allowed="a valid value")
@@ -105,7 +105,7 @@ def _list_shape(item: Any, metadata: tuple[Any, ...]) -> SettingShape:
     shape = _shape(item, ())
     if shape.kind in {SettingKind.TABLES, SettingKind.LIST}:
         return SettingShape(kind=SettingKind.TABLES, metavar="", allowed="a list of tables", item=shape)
-    allowed = " ".join(["a list", *_bounds(metadata)]) + f", each {shape.allowed}"
+    allowed = f"a list{_bounds(metadata)}, each {shape.allowed}"
     return SettingShape(kind=SettingKind.LIST, metavar=f"{shape.metavar}[,...]", allowed=allowed, item=shape)
 
 
@@ -123,9 +123,12 @@ def _choice(values: list[str]) -> SettingShape:
     return SettingShape(kind=SettingKind.TEXT, metavar="|".join(values), allowed=words)
 
 
-def _bounds(metadata: tuple[Any, ...]) -> Iterator[str]:
-    for name, words in _BOUNDS:
-        for constraint in metadata:
-            bound = getattr(constraint, name, None)
-            if bound is not None:
-                yield words.format(bound)
+def _bounds(metadata: tuple[Any, ...]) -> str:
+    """The field's constraints in words, to follow a noun: ` of at least 1 and below 10`."""
+    found = [
+        words.format(bound)
+        for name, words in _BOUNDS
+        for constraint in metadata
+        if (bound := getattr(constraint, name, None)) is not None
+    ]
+    return f" {' and '.join(found)}" if found else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -46,6 +45,8 @@ def make_app() -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata  # noqa: PLC0415 # it takes as long to load as all the rest
+
         typer.echo(f"tidegate {metadata.version('tidegate')}")
         raise typer.Exit
 
