@@ -70,8 +70,6 @@ async def compact_partition(partition: Partition, files: OpenFiles, now_ms: int)
     except PartitionDamaged as error:
         log.damage = log.damage or error
         raise
-    if partition.failure is not None:
-        return
     save_state(log.directory, load_state(log.directory))  # from here on the log may have gaps, and says so
     for new in cleaned:
         try:
@@ -101,4 +99,5 @@ def _as_segment(partition: Partition, files: OpenFiles, new: CleanedSegment) -> 
         index=new.index,
         last_append_ms=new.last_append_ms,
         trusted_from=0,
+        is_dense=False,
     )

@@ -86,9 +86,9 @@ class OpenFiles:
 
     def _add(self, owner: FileOwner, descriptor: int) -> int:
         if len(self._descriptors) >= self._files_max:
-            oldest = next((other for other in self._descriptors if not other.is_dirty), None)
-            if oldest is not None:
-                self.close(oldest)
+            clean = [other for other in self._descriptors if not other.is_dirty]
+            for other in clean[: len(self._descriptors) - self._files_max + 1]:
+                self.close(other)
         self._descriptors[owner] = descriptor
         return descriptor
 

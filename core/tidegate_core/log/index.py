@@ -43,6 +43,10 @@ class SegmentSummary:
     """The segment was closed: nothing was appended after this."""
 
 
+IndexPlace = tuple[int, Offset]
+"""Where a batch begins in the segment, and its first offset."""
+
+
 class SparseIndex:
     """Entries in three columns, ordered by position; appended to as the segment grows."""
 
@@ -64,23 +68,23 @@ class SparseIndex:
         if header.max_timestamp_ms > self.largest_timestamp_ms:  # noqa: PLR1730  # max() takes three times as long
             self.largest_timestamp_ms = header.max_timestamp_ms
 
-    def position_for_offset(self, offset: Offset) -> int:
-        """Where to begin looking for the batch that holds `offset`."""
-        at = bisect_right(self.offsets, offset)
-        return self.positions[at - 1] if at else 0
+    def place_for_offset(self, offset: Offset) -> IndexPlace | None:
+        """Where to begin looking for the batch that holds `offset`; None is the start."""
+        return self._place(bisect_right(self.offsets, offset))
 
-    def position_for_time(self, time_ms: int) -> int:
-        """Where to begin looking for the first record at or after `time_ms`: all before it are older."""
-        at = bisect_left(self.timestamps_ms, time_ms)
-        return self.positions[at - 1] if at else 0
+    def place_for_time(self, time_ms: int) -> IndexPlace | None:
+        """Where to begin looking for the first record at or after `time_ms`: all before are older; None is the start."""
+        return self._place(bisect_left(self.timestamps_ms, time_ms))
 
-    def boundary_at_or_below(self, position: int) -> tuple[int, Offset] | None:
-        """The last batch known to begin at or below `position`: where, and its first offset."""
-        at = bisect_right(self.positions, position)
+    def boundary_at_or_below(self, position: int) -> IndexPlace | None:
+        """The last batch known to begin at or below `position`."""
+        return self._place(bisect_right(self.positions, position))
+
+    def _place(self, at: int) -> IndexPlace | None:
         return (self.positions[at - 1], Offset(self.offsets[at - 1])) if at else None
 
-    def cut(self, position: int) -> tuple[int, Offset] | None:
-        """Forget what is at or after `position`; returns where to walk on from and the offset there; None: from the start.
+    def cut(self, position: int) -> IndexPlace | None:
+        """Forget what is at or after `position`; returns where to walk on from, None for the start.
 
         That is the last entry before: the timestamps after it are forgotten too, so it is to be added again.
         """

@@ -328,7 +328,7 @@ class Log:
         """The batches of the segment before `end` that hold a record at or after `time_ms`."""
         end_byte = end.byte if segment.base_offset == end.segment_base else segment.size_bytes
         try:
-            for position, header in segment.walk(segment.load_index().position_for_time(time_ms), end_byte):
+            for position, header in segment.walk(segment.load_index().place_for_time(time_ms), end_byte):
                 if header.max_timestamp_ms >= time_ms and header.last_offset >= self.log_start_offset:
                     yield segment.read_batch(position, header)
         except OSError as error:
@@ -355,7 +355,7 @@ class Log:
 
     def _latest_by_walking(self, segment: Segment, end: LogPosition) -> tuple[Offset, int] | None:
         try:
-            largest_ms = max((header.max_timestamp_ms for _, header in segment.walk(0, end.byte)), default=-1)
+            largest_ms = max((header.max_timestamp_ms for _, header in segment.walk(None, end.byte)), default=-1)
         except OSError as error:
             raise storage_error(error, f"{segment.path} can't be read") from error
         return self._first_at_or_after(segment, largest_ms, end) if largest_ms >= 0 else None

@@ -264,7 +264,8 @@ def _scan_segment(scan: _Scan, base: Offset, scan_from: Offset, next_base: Offse
     else:
         point = scan.checkpoint.recovery_point
         at_point = point is not None and point.segment_base == base and point.offset == scan_from
-        byte = point.byte if point is not None and at_point else index.position_for_offset(scan_from)
+        place = index.place_for_offset(scan_from)
+        byte = point.byte if point is not None and at_point else place[0] if place is not None else 0
         start, start_offset = index.cut(min(byte, stat.st_size)) or (start, start_offset)
     _drop_cached_pages(path, start)
     end = _check_batches(scan, index, LogPosition(start_offset, base, start), next_base)
@@ -320,6 +321,7 @@ def _make_segment(scan: _Scan, path: Path, index: SparseIndex, end: LogPosition,
         index=index,
         last_append_ms=path.stat().st_mtime_ns // 1_000_000,
         trusted_from=trusted_from,
+        is_dense=scan.is_dense,
     )
 
 

@@ -17,7 +17,7 @@ from crc32c import crc32c
 
 from tidegate_core.errors import PartitionDamaged
 from tidegate_core.log.files import OpenFiles, write_all
-from tidegate_core.log.index import SparseIndex
+from tidegate_core.log.index import IndexPlace, SparseIndex
 from tidegate_wire.identifiers import Offset
 from tidegate_wire.records import HEADER_BYTES, BatchError, BatchHeader
 
@@ -41,8 +41,6 @@ _RESUME_POINTS_MAX: Final = 64
 _LENGTH: Final = struct.Struct(">i")
 _LENGTH_AT: Final = 8
 _LENGTH_PREFIX_BYTES: Final = 12
-_CRC: Final = struct.Struct(">I")
-_CRC_AT: Final = 17
 _CRC_START: Final = 21
 
 
@@ -106,6 +104,7 @@ class Segment:
         "base_offset",
         "checked_to",
         "end_offset",
+        "is_dense",
         "is_dirty",
         "is_sealed",
         "largest_timestamp_ms",
@@ -126,6 +125,7 @@ class Segment:
         index: SparseIndex,
         last_append_ms: int,
         trusted_from: int,
+        is_dense: bool,
     ) -> None:
         self.path = path
         self.base_offset = base_offset
@@ -135,6 +135,8 @@ class Segment:
         self.last_append_ms = last_append_ms
         self.is_dirty = False
         self.is_sealed = False
+        self.is_dense = is_dense
+        """Whether each offset from base to end has its record: compaction took none."""
         self.trusted_from = trusted_from
         """Bytes from here on were written, or checked, since this process opened the log."""
         self.checked_to = 0
@@ -159,6 +161,7 @@ class Segment:
             index=SparseIndex(),
             last_append_ms=now_ms,
             trusted_from=0,
+            is_dense=True,
         )
         files.create(segment)
         return segment
@@ -213,30 +216,34 @@ class Segment:
         start = self._position_of(offset, end)
         if start >= end.byte:
             return b""
-        descriptor = self._files.get(self)
         size = min(max(bytes_max, 0), end.byte - start)
-        data = os.pread(descriptor, min(max(size, HEADER_BYTES), end.byte - start), start)
+        data = self._pread(min(max(size, HEADER_BYTES), end.byte - start), start)
         next_offset: int = end.offset
-        if len(data) < size:
-            raise self.damaged(start + len(data), f"the file ends here, and was {self.size_bytes} bytes long")
-        if start + size < end.byte:
+        if start < self.trusted_from and start + size > self.checked_to:
+            data, next_offset = self._checked_batches(data, start, size, offset, end)
+            size = len(data)
+        elif start + size < end.byte:
             size, next_offset = self._whole_batches(data, start, size)
             if size > len(data):
-                if size > bytes_max and not at_least_one:
-                    return b""
-                data = os.pread(descriptor, size, start)
-        unchecked = min(size, self.trusted_from - start)
-        if unchecked > 0 and start + unchecked > self.checked_to:
-            good = self._check(data, start, unchecked)
-            if good < unchecked:
-                return data[:good]
+                data = self._pread(size, start)
+        if size > bytes_max and not at_least_one:
+            return b""
         if len(self._resume) >= _RESUME_POINTS_MAX:
             self._resume.clear()
         self._resume[next_offset] = start + size
         return data if len(data) == size else data[:size]
 
+    def _pread(self, size: int, position: int) -> bytes:
+        data = os.pread(self._files.get(self), size, position)
+        if len(data) < size:
+            raise self.damaged(position + len(data), f"the file ends here, and was {self.size_bytes} bytes long")
+        return data
+
     def _whole_batches(self, data: bytes, start: int, size: int) -> tuple[int, int]:
-        """How many of the `size` bytes read from `start` are whole batches (the first always), and the next offset."""
+        """How many of the `size` bytes read from `start` are whole batches (the first always), and the next offset.
+
+        Only for bytes that are known to be good. Begins at the last place that the index knows.
+        """
         at, next_offset = 0, -1
         boundary = self.load_index().boundary_at_or_below(start + size)
         if boundary is not None and boundary[0] > start:
@@ -244,59 +251,70 @@ class Segment:
         last = -1
         while at == 0 or at + _LENGTH_PREFIX_BYTES <= size:
             (length,) = _LENGTH.unpack_from(data, at + _LENGTH_AT)
-            if length < HEADER_BYTES - _LENGTH_PREFIX_BYTES:
-                if at == 0:
-                    raise self.damaged(start, f"a batch length of {length}")
-                break
             after = at + length + _LENGTH_PREFIX_BYTES
             if after > size and at > 0:
                 break
             last, at = at, after
-            if at > size:
-                break
         if last >= 0:
             next_offset = BatchHeader.parse(data, last).last_offset + 1
         return at, next_offset
 
-    def _check(self, data: bytes, start: int, size: int) -> int:
-        """Check the CRCs of the batches in `data`, which was read from `start`; returns how many bytes are good."""
-        view = memoryview(data)
-        at = 0
-        while at < size:
-            after = at
-            if at + HEADER_BYTES <= len(data):
-                after += _LENGTH.unpack_from(data, at + _LENGTH_AT)[0] + _LENGTH_PREFIX_BYTES
-            if (
-                not at + HEADER_BYTES <= after <= len(data)
-                or crc32c(view[at + _CRC_START : after]) != _CRC.unpack_from(data, at + _CRC_AT)[0]
-            ):
+    def _checked_batches(
+        self, data: bytes, start: int, size: int, offset: Offset, end: LogPosition
+    ) -> tuple[bytes, int]:
+        """The whole batches of `size` bytes read from `start`, up to the first that is damaged, and the next offset."""
+        at, next_offset = 0, -1
+        while at == 0 or at + HEADER_BYTES <= size:
+            try:
+                header = BatchHeader.parse(data, at)
+                after = at + header.size_bytes
+                if at == 0 and size < after <= end.byte - start:
+                    data = self._pread(after, start)
+                elif after > size:
+                    break
+                problem = self._problem(header, memoryview(data)[at:after], next_offset, offset)
+            except BatchError as error:
+                problem = str(error)
+            if problem:
                 if at == 0:
-                    raise self.damaged(start, "the CRC of the batch there does not fit")
-                return at
-            at = after
+                    raise self.damaged(start, problem)
+                break
+            at, next_offset = after, header.last_offset + 1
         if start <= self.checked_to:
             self.checked_to = max(self.checked_to, start + at)
-        return at
+        return data[:at], next_offset
+
+    def _problem(self, header: BatchHeader, batch: memoryview, next_offset: int, offset: Offset) -> str:
+        """What is wrong with a batch that follows `next_offset`, or, where that is -1, that should hold `offset`."""
+        base_offset, last_offset = header.base_offset, header.last_offset
+        if next_offset < 0:
+            follows = last_offset >= offset and (base_offset <= offset or not self.is_dense)
+        else:
+            follows = base_offset == next_offset if self.is_dense else base_offset >= next_offset
+        if not follows or not self.base_offset <= base_offset <= last_offset < self.end_offset:
+            return f"a batch of offsets {base_offset} to {last_offset} does not belong there"
+        return "" if crc_fits(header, batch) else "the CRC of the batch does not fit"
 
     def _position_of(self, offset: Offset, end: LogPosition) -> int:
         """Where the first batch begins that ends after `offset`; `end.byte` if none does."""
         if offset >= end.offset:
             return end.byte
-        position = self._resume.get(offset)
-        if position is not None:
-            return position
-        for position, header in self.walk(self.load_index().position_for_offset(offset), end.byte):
+        resume = self._resume.get(offset)
+        if resume is not None:
+            return resume
+        for position, header in self.walk(self.load_index().place_for_offset(offset), end.byte):
             if header.base_offset + header.last_offset_delta >= offset:
                 return position
         return end.byte
 
-    def walk(self, position: int, end_byte: int) -> Iterator[tuple[int, BatchHeader]]:
-        """The headers of the batches from `position` on, and where each begins; no CRC is checked.
+    def walk(self, place: IndexPlace | None, end_byte: int) -> Iterator[tuple[int, BatchHeader]]:
+        """The headers of the batches from `place` (None: the start) on, and where each begins; no CRC is checked.
 
         Raises:
             PartitionDamaged: what stands there can't be a batch of this segment.
             OSError: the file can't be read.
         """
+        position, next_offset = place or (0, self.base_offset)
         chunk, chunk_start = b"", position
         while position < end_byte:
             at = position - chunk_start
@@ -308,10 +326,12 @@ class Segment:
             except BatchError as error:
                 raise self.damaged(position, str(error)) from error
             after = position + header.batch_length + _LENGTH_PREFIX_BYTES
-            if after > end_byte or not self.base_offset <= header.base_offset <= header.last_offset < self.end_offset:
-                raise self.damaged(position, f"a batch of offset {header.base_offset}, {after - position} bytes long")
+            base_offset, last_offset = header.base_offset, header.last_offset
+            follows = base_offset == next_offset if self.is_dense else base_offset >= next_offset
+            if not follows or after > end_byte or not base_offset <= last_offset < self.end_offset:
+                raise self.damaged(position, f"a batch of offset {base_offset}, {after - position} bytes long")
             yield position, header
-            position = after
+            position, next_offset = after, Offset(last_offset + 1)
 
     def position_after(self, offset: Offset) -> LogPosition:
         """Where the batches end that end at or before `offset`: what `cut` takes to keep just those.
@@ -321,7 +341,7 @@ class Segment:
             OSError: the file can't be read.
         """
         end = LogPosition(self.base_offset, self.base_offset, 0)
-        for position, header in self.walk(self.load_index().position_for_offset(Offset(offset - 1)), self.size_bytes):
+        for position, header in self.walk(self.load_index().place_for_offset(Offset(offset - 1)), self.size_bytes):
             if header.last_offset >= offset:
                 return end if end.byte == position else LogPosition(header.base_offset, self.base_offset, position)
             end = LogPosition(Offset(header.last_offset + 1), self.base_offset, position + header.size_bytes)
@@ -348,9 +368,9 @@ class Segment:
         index = self.load_index()
         descriptor = self._files.get(self)
         os.ftruncate(descriptor, end.byte)
-        resume = index.cut(end.byte) or (0, self.base_offset)
+        place = index.cut(end.byte)
         self.size_bytes, self.end_offset = end.byte, end.offset
-        for position, header in self.walk(resume[0], end.byte):
+        for position, header in self.walk(place, end.byte):
             index.add(header, position)
         self.largest_timestamp_ms = index.largest_timestamp_ms
         self.checked_to = min(self.checked_to, end.byte)
@@ -374,7 +394,7 @@ class Segment:
                 usable = False
             if not usable:
                 index = SparseIndex()
-                for position, header in self.walk(0, self.size_bytes):
+                for position, header in self.walk(None, self.size_bytes):
                     index.add(header, position)
             assert index is not None
             self._index = index
