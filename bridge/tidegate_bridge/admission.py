@@ -7,6 +7,7 @@ batch waits, and every later batch of that producer id waits behind it, so that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from random import Random
@@ -107,34 +108,40 @@ class Admission:
     async def _work(self, producer_id: int) -> None:
         queue = self._queues[producer_id]
         while queue:
-            batch, settled = queue[0]
-            failure = None if self._is_known(batch) else await self._ask(batch)
-            queue.popleft()
+            failure = None if self._is_known(queue[0][0]) else await self._ask(queue[0][0])
             if failure is None:
-                self._decide(batch, settled)
-            else:
+                self._decide(*queue.popleft())
+                continue
+            # The core does not answer: the edge is to send all of them again, those behind the first too.
+            given_up = list(queue)
+            queue.clear()
+            for _, settled in given_up:
                 settled(None, failure)
         del self._queues[producer_id]
 
     async def _ask(self, batch: CheckedBatch) -> AckError | None:
         """Ask the core for what is missing; an error if it does not say within the time for tries."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._retry_ms / 1000
         failures = 0
-        while True:
-            try:
-                if self._producers.owner(batch.header.producer_id) is None:
-                    await self._producers.read_to_end()
-                if self._producers.owner(batch.header.producer_id) is not None:
-                    await self._find_stream(batch.stream)
-            except TidegateError as error:
-                failures += 1
-                if loop.time() >= deadline:
-                    code = error.code.name if isinstance(error, CoreRefused) else ErrorCode.network_exception.name
-                    return AckError(code=code, reason=str(error), retriable=True)
-                await asyncio.sleep(RETRY.delay_ms(failures, self._chance) / 1000)
-            else:
-                return None
+        failure = AckError(code=ErrorCode.network_exception.name, reason="the core does not answer", retriable=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._retry_ms / 1000):
+                while True:
+                    try:
+                        await self._learn(batch)
+                    except TidegateError as error:
+                        code = error.code if isinstance(error, CoreRefused) else ErrorCode.network_exception
+                        failure = AckError(code=code.name, reason=str(error), retriable=True)
+                        failures += 1
+                        await asyncio.sleep(RETRY.delay_ms(failures, self._chance) / 1000)
+                    else:
+                        return None
+        return failure
+
+    async def _learn(self, batch: CheckedBatch) -> None:
+        if self._producers.owner(batch.header.producer_id) is None:
+            await self._producers.read_to_end()
+        if self._producers.owner(batch.header.producer_id) is not None:
+            await self._find_stream(batch.stream)
 
     async def _find_stream(self, stream: str) -> None:
         if self._policy.refusal(stream) is not None:

@@ -89,28 +89,35 @@ class Hellos:
             del self._tasks[edge]
 
     async def _answer_hello(self, hello: Hello) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + ANSWER_MS / 1000
+        try:
+            async with asyncio.timeout(ANSWER_MS / 1000):
+                welcome = await self._try_until_answered(hello)
+        except TimeoutError:
+            _log.warning("hello_not_answered", edge=hello.edge, after_ms=ANSWER_MS)
+            return
+        if welcome is None:
+            return
+        self._answer(hello.edge, welcome)
+        _log.info(
+            "edge_welcomed",
+            edge=hello.edge,
+            producer_id=welcome.producer_id,
+            streams=len(welcome.streams),
+            refused=sorted(welcome.refused_streams),
+        )
+
+    async def _try_until_answered(self, hello: Hello) -> Welcome | None:
+        """The welcome; None if the edge said hello again meanwhile."""
         failures = 0
         while hello.edge not in self._newest:
             try:
-                welcome = await self._welcome(hello)
+                return await self._welcome(hello)
             except TidegateError as error:
                 failures += 1
-                if loop.time() >= deadline:
-                    _log.warning("hello_not_answered", edge=hello.edge, reason=str(error))
-                    return
+                if failures == 1:
+                    _log.warning("hello_delayed", edge=hello.edge, reason=str(error))
                 await asyncio.sleep(RETRY.delay_ms(failures, self._chance) / 1000)
-            else:
-                self._answer(hello.edge, welcome)
-                _log.info(
-                    "edge_welcomed",
-                    edge=hello.edge,
-                    producer_id=welcome.producer_id,
-                    streams=len(welcome.streams),
-                    refused=sorted(welcome.refused_streams),
-                )
-                return
+        return None
 
     async def _welcome(self, hello: Hello) -> Welcome:
         refused: dict[str, str] = {}

@@ -178,8 +178,10 @@ class KafkaClient:
             response = await (await self._connection(controller)).call(request, api.CREATE_TOPICS_RESPONSE)
         refused: dict[str, CoreRefused] = {}
         for topic in response.topics:
-            if topic.error_code in (ErrorCode.none, ErrorCode.topic_already_exists):
+            if topic.error_code is ErrorCode.none:
                 _log.info("topic_created", topic=topic.name, partitions=specs[topic.name].partitions)
+            elif topic.error_code is ErrorCode.topic_already_exists:
+                continue  # another bridge was faster
             elif topic.error_code.retriable:
                 raise CoreUnreachable(f"topic {topic.name} can't be created now: {topic.error_code.name}")
             else:
