@@ -47,7 +47,7 @@ _V5: Final = ProtocolVersion.V5
 
 
 class Link(Protocol):
-    """The socket of a connection."""
+    """The socket of a connection. None of its methods raises: a broken socket is told with `connection_lost`."""
 
     def write(self, data: bytes) -> None:
         """Send, as soon as the socket takes it."""

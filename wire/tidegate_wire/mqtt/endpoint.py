@@ -282,7 +282,10 @@ class _ClientProtocol(asyncio.BufferedProtocol):
 
     def close_for_writing(self) -> None:
         assert self._transport is not None
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the client is gone already, and asyncio has not noticed
+            self._transport.abort()
         self._transport.resume_reading()
 
     def abort(self) -> None:
