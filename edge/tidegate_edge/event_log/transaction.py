@@ -22,7 +22,7 @@ from tidegate_wire.uplink.event import LOSS_STREAM
 INSERT_ROWS_MAX: Final = 512
 """Rows of one INSERT. sqlite3 gives up the interpreter lock at each step of a statement, and while the event loop is
 busy waits a switch interval or longer to get it back. With `executemany`, a step a row, that was 700 rows/s at worst;
-with few large steps, in powers of two so that the statements stay cached, 50,000 to 120,000 (service.py has the rest)."""
+with few large steps, in powers of two so that the statements stay cached, 50,000 to 120,000 (see service.py)."""
 
 LOSS_TOPIC: Final = "tidegate/losses"
 

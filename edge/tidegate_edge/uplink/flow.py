@@ -1,8 +1,8 @@
 """How many bytes may be on the way at once, so that a slow link is neither flooded nor cut by its own keep-alive.
 
 The time that a broker takes to confirm a batch (PUBACK) tells how fast the link is. As long as it is short, the limit
-doubles with what comes back, up to a maximum; when it is long, or a connection ends with batches unconfirmed, it is halved.
-An alarm waits behind no more than that.
+doubles with what comes back, up to a maximum; when it is long, or a connection ends with batches unconfirmed, it is
+halved. An alarm waits behind no more than that.
 """
 
 from __future__ import annotations

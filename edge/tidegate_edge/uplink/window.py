@@ -114,6 +114,7 @@ class Window:
         self._recheck_ms: float | None = None
         self._last_ack_ms = 0.0
         self._last_confirm_ms = 0.0
+        self._now_ms = 0.0
         self._outputs: list[Output] = []
         if last_producer_id is not None:
             self._used.append(last_producer_id)
@@ -143,7 +144,7 @@ class Window:
         for flight in self._by_number.values():
             flight.first_sent_ms = None
         for chain in self._chains.values():
-            self._send_again(chain, chain.flights)
+            self._send_again(chain.flights)
         self._pump(now_ms)
 
     def welcome(self, now_ms: float, welcome: Welcome) -> None:
@@ -215,8 +216,9 @@ class Window:
         state.uncut_since_ms = now_ms
         for batch in batches:
             self._add(batch, tries=0)
-            following = (batch.base_sequence + batch.record_count) % (SEQUENCE_MAX + 1)
-            self._next_base[stream, batch.partition] = BatchSequence(following)
+            if self._producer is not None and batch.producer_id == self._producer[0]:
+                following = (batch.base_sequence + batch.record_count) % (SEQUENCE_MAX + 1)
+                self._next_base[stream, batch.partition] = BatchSequence(following)
         self._pump(now_ms)
 
     def cut_failed(self, now_ms: float, stream: str) -> None:
@@ -262,13 +264,11 @@ class Window:
                 first = chain.first_sent()
                 if first is not None:
                     times.append(self._answer_deadline_ms(chain, first))
-                if chain.first_unsent() is not None and not self._streams[chain.key.stream].is_held:
+                if chain.not_before_ms > self._now_ms:
                     times.append(chain.not_before_ms)
-            times += [
-                stream.uncut_since_ms + self._linger_ms
-                for stream in self._streams.values()
-                if stream.uncut_rows > 0 and stream.cuts and self._may_cut(stream)
-            ]
+            lingering = [stream for stream in self._streams.values() if stream.uncut_rows > 0]
+            ends = (stream.uncut_since_ms + self._linger_ms for stream in lingering)
+            times += [end for end in ends if end > self._now_ms]  # one that has passed waits for room, not for time
         return min(times, default=None)
 
     @property
@@ -303,7 +303,7 @@ class Window:
                 self._notice("uplink.stream_not_allowed", stream=stream.name, reason=error.reason)
             stream.is_held = True
             self._recheck_ms = now_ms + RECHECK_MS
-            self._send_again(chain, chain.flights)
+            self._send_again(chain.flights)
         elif error.retriable:
             self._retry_from(now_ms, chain, flight)
         else:
@@ -341,7 +341,7 @@ class Window:
             self._producer = None
         for flight in chain.flights:
             flight.out_of_order_tries = 0
-        self._send_again(chain, chain.flights)
+        self._send_again(chain.flights)
 
     def _resolve(self, chain: Chain, flight: Flight, fate: Fate) -> None:
         self._unsend(flight)
@@ -383,12 +383,10 @@ class Window:
         chain.retries += 1
         chain.not_before_ms = now_ms + pause_ms
         position = chain.flights.index(flight)
-        self._send_again(chain, list(chain.flights)[position:])
+        self._send_again(list(chain.flights)[position:])
 
-    def _send_again(self, chain: Chain, flights: Iterable[Flight]) -> None:
+    def _send_again(self, flights: Iterable[Flight]) -> None:
         for flight in flights:
-            if flight.tries == 0 and chain.is_broken:
-                continue
             self._unsend(flight)
 
     def _unsend(self, flight: Flight) -> None:
@@ -412,7 +410,7 @@ class Window:
             self._reconnect(f"the broker takes batches, but no bridge acknowledged one for {SILENT_ROUNDS_MAX} rounds")
             return
         chain.retries += 1
-        self._send_again(chain, chain.flights)
+        self._send_again(chain.flights)
 
     def _check_confirmations(self, now_ms: float) -> None:
         for chain in self._chains.values():
@@ -431,6 +429,7 @@ class Window:
 
     def _pump(self, now_ms: float) -> None:
         """Do what the state allows: give up what was never sent, say hello, send, ask for a cut."""
+        self._now_ms = now_ms
         self._return_unsent()
         if not self._is_connected:
             return
@@ -440,8 +439,9 @@ class Window:
             self._ask_for_cut(now_ms, self._welcome)
 
     def _return_unsent(self) -> None:
-        """The rest of a broken chain that was never sent needs no answer."""
-        for chain in [chain for chain in self._chains.values() if chain.is_broken]:
+        """What was cut for a producer id that is left by now, and never sent, needs no answer."""
+        current = None if self._producer is None else self._producer[0]
+        for chain in [chain for chain in self._chains.values() if chain.key.producer_id != current]:
             for flight in [flight for flight in chain.flights if flight.tries == 0]:
                 self._resolve(chain, flight, "returned")
 
@@ -466,7 +466,7 @@ class Window:
 
     def _has_open_cuts(self) -> bool:
         """Whether a cut waits for its answer or to be settled, in a stream that the bridge takes."""
-        return any(stream.cuts and not stream.is_held for stream in self._streams.values())
+        return self._cutting is not None or any(stream.cuts and not stream.is_held for stream in self._streams.values())
 
     def _take_producer(self, welcome: Welcome) -> bool:
         if welcome.producer_id is None:
