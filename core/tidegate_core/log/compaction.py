@@ -140,8 +140,9 @@ def plan_compaction(
     """
     config = log.config
     segments: list[Segment] = []
+    lag_ms = config.min_compaction_lag_ms
     for segment in log.segments[:-1]:
-        if segment.end_offset > log.recovery_offset or now_ms - segment.last_append_ms < config.min_compaction_lag_ms:
+        if segment.end_offset > log.recovery_offset or (lag_ms and now_ms - segment.last_append_ms < lag_ms):
             break
         segments.append(segment)
     state = load_state(log.directory)
