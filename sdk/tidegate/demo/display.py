@@ -22,7 +22,7 @@ PLAIN_INTERVAL_S: Final = 1.0
 """Without a terminal, a line of counts at most this often."""
 
 PICTURE_WIDTH: Final = 80
-"""The width of a terminal that nobody made wider."""
+"""At most; the width of a terminal that nobody made wider."""
 
 _WATER: Final = "cyan"
 
@@ -126,4 +126,11 @@ class Display:
         labels = [Text(label, "dim") for label in ("published", "buffered", "committed", "consumed")]
         flow.add_row(labels[0], "", labels[1], "", labels[2], "", labels[3])
         stamp, colour = f"{time.monotonic() - self._start_s:.0f} s", "red" if cut else _WATER
-        return Panel(flow, box=ROUNDED, border_style=colour, subtitle=stamp, width=PICTURE_WIDTH, padding=(0, 1))
+        return Panel(
+            flow,
+            box=ROUNDED,
+            border_style=colour,
+            subtitle=stamp,
+            width=min(PICTURE_WIDTH, self._console.width),
+            padding=(0, 1),
+        )

@@ -90,7 +90,10 @@ class Part:
         except FileNotFoundError:
             log = []
         shown = "".join(f"\n  {line}" for line in log[-LOG_LINES_SHOWN:])
-        return PartFailedError(f"{self.name} {what}{shown and ':'}{shown}", hint="run `tidegate demo` again")
+        return PartFailedError(
+            f"{self.name} {what}{shown and ':'}{shown}",
+            hint="these are the last lines of its log; the demo needs nothing but free ports of 127.0.0.1",
+        )
 
 
 class ListeningPart(Part):
