@@ -155,7 +155,8 @@ class Committer:
             excess = self._excess_pages()
             if excess > 0:
                 pages = min(excess, VACUUM_PAGES)
-                self._connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+                # It gives a row without columns for each page, at which `execute` would stop after the first.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
                 self._has_vacuumed = True
                 needs_more = excess > pages
             if self._written_bytes >= CHECKPOINT_BYTES or (self._has_vacuumed and not needs_more):
