@@ -144,7 +144,7 @@ class Group:
         """When `tick` has to be called at the latest; None while nothing runs out."""
         deadlines = list(self._pending_ids.values())
         deadlines += [member.deadline_ms for member in self.members if member.can_expire]
-        if self.state in (GroupState.PREPARING_REBALANCE, GroupState.COMPLETING_REBALANCE):
+        if self.state is GroupState.PREPARING_REBALANCE or self._awaits_syncs():
             deadlines.append(self._rebalance_deadline_ms)
         return min(deadlines, default=None)
 
@@ -374,7 +374,7 @@ class Group:
         """End what ran out: member ids never used, sessions, the waits for joins and syncs."""
         for member_id in [key for key, deadline_ms in self._pending_ids.items() if now_ms >= deadline_ms]:
             del self._pending_ids[member_id]
-        syncs_are_over = self.state is GroupState.COMPLETING_REBALANCE and now_ms >= self._rebalance_deadline_ms
+        syncs_are_over = self._awaits_syncs() and now_ms >= self._rebalance_deadline_ms
         expired = [
             member
             for member in self.members
@@ -385,6 +385,10 @@ class Group:
         self._after_leaving(now_ms, has_left=bool(expired))
         if self.state is GroupState.PREPARING_REBALANCE and now_ms >= self._rebalance_deadline_ms:
             self._end_wait_for_joins(now_ms)
+
+    def _awaits_syncs(self) -> bool:
+        """Not while all have asked and only the write of the leader's assignment is missing."""
+        return self.state is GroupState.COMPLETING_REBALANCE and not all(member.has_synced for member in self.members)
 
     def _end_wait_for_joins(self, now_ms: int) -> None:
         initial = self._initial

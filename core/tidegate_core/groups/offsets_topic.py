@@ -14,9 +14,11 @@ OFFSETS_TOPIC_SETTINGS: Final = {
 
 
 def partition_of(group_id: str, partition_count: int) -> int:
-    """The partition that keeps a group, by Kafka's rule (Java's String.hashCode over UTF-16), so that tools find it."""
+    """The partition that keeps a group, by Kafka's rule: the absolute value of Java's String.hashCode."""
     value = 0
     encoded = group_id.encode("utf-16-be", "surrogatepass")
     for position in range(0, len(encoded), 2):
         value = (31 * value + (encoded[position] << 8 | encoded[position + 1])) & 0xFFFFFFFF
-    return (value & 0x7FFFFFFF) % partition_count
+    if value >= 0x80000000:  # negative in Java, whose largest negative number has no absolute value
+        value = (0x100000000 - value) & 0x7FFFFFFF
+    return value % partition_count

@@ -38,7 +38,7 @@ def lift(api_key: int, api_version: int, request: Any) -> Any:
     schema = request_type(api_key, highest)
     lifted = _LIFTED.get(api_key)
     if lifted is not None and api_version <= lifted.last_version:
-        return _compose(schema, lifted.function(request), checked=True)
+        return compose(schema, lifted.function(request), checked=True)
     return _copy(schema, request)
 
 
@@ -48,7 +48,7 @@ def lower(api_key: int, api_version: int, fields: Fields) -> Any:
     if lowered is not None and api_version <= lowered.last_version:
         fields = lowered.function(fields)
     schema = response_type(api_key, api_version)
-    return _compose(schema, fields, checked=api_version == newest(api_key))
+    return compose(schema, fields, checked=api_version == newest(api_key))
 
 
 class _Reshape(NamedTuple):
@@ -146,15 +146,18 @@ def _copy(schema: Any, source: Any) -> Any:
     return schema(**values)
 
 
-def _compose(schema: Any, source: Mapping[str, Any], *, checked: bool) -> Any:
-    """`checked`: `source` has no field but the schema's, which only the newest version can say of all of them."""
+def compose(schema: Any, source: Mapping[str, Any], *, checked: bool = False) -> Any:
+    """The dataclass `schema` with the fields of `source`; those it lacks are left out, those not given are defaults.
+
+    `checked`: none is left out, which only the newest version can say of everything that handlers write.
+    """
     values: dict[str, Any] = {}
     for name, nested, default in _fields(schema):
         value = source.get(name, default)
         if nested is not None and value:
             value = tuple(
                 [
-                    _compose(nested, item, checked=checked) if isinstance(item, Mapping) else _copy(nested, item)
+                    compose(nested, item, checked=checked) if isinstance(item, Mapping) else _copy(nested, item)
                     for item in value
                 ]
             )

@@ -1,0 +1,147 @@
+"""A core node in this process, and a client that sends it single requests in any version."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from tidegate_core.protocol.translate import compose
+from tidegate_core.protocol.versions import Api, newest
+from tidegate_core.service import run
+from tidegate_core.settings import CoreSettings
+from tidegate_wire.address import Address
+from tidegate_wire.kafka.messages import decode_response, encode_request, request_type, response_type
+from tidegate_wire.records import RecordBatchBuilder, iter_batches, read_records
+
+REPLY_TIMEOUT_S = 20.0
+
+
+@asynccontextmanager
+async def running_core(directory: Path, **settings: Any) -> AsyncIterator[Address]:
+    """A node on a free port; stopped cleanly at the end."""
+    ready = directory / "ready.json"
+    ready.unlink(missing_ok=True)
+    chosen = {"listen": "127.0.0.1:0", "data_dir": directory / "data", "ready_file": ready} | settings
+    task = asyncio.create_task(run(CoreSettings(**chosen)))
+    try:
+        deadline = asyncio.get_running_loop().time() + REPLY_TIMEOUT_S
+        while not ready.exists():
+            assert asyncio.get_running_loop().time() < deadline, "the node is not ready"
+            if task.done():
+                await task
+            await asyncio.sleep(0.005)
+        yield Address.parse(json.loads(ready.read_text())["listen"])
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+class RawClient:
+    """One connection; requests by API and the newest version's field names."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self._correlation_id = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, address: Address) -> AsyncIterator[Self]:
+        reader, writer = await asyncio.open_connection(address.host, address.port, limit=2**26)
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def send(self, api: Api, version: int | None = None, **fields: Any) -> tuple[Api, int]:
+        """Write a request; hand what this returns to `receive`."""
+        version = newest(api) if version is None else version
+        self._correlation_id += 1
+        request = compose(request_type(api, version), fields)
+        self.writer.write(encode_request(request, self._correlation_id, "raw"))
+        return api, version
+
+    async def receive(self, sent: tuple[Api, int]) -> Any:
+        frame = await self.receive_frame()
+        _, response = decode_response(response_type(*sent), frame)
+        return response
+
+    async def receive_frame(self) -> bytes:
+        async with asyncio.timeout(REPLY_TIMEOUT_S):
+            (length,) = struct.unpack(">i", await self.reader.readexactly(4))
+            return await self.reader.readexactly(length)
+
+    async def ask(self, api: Api, version: int | None = None, **fields: Any) -> Any:
+        sent = self.send(api, version, **fields)
+        await self.writer.drain()
+        return await self.receive(sent)
+
+    async def closed_by_peer(self) -> bool:
+        """Whether the node closes the connection, whatever it still sends before."""
+        try:
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                while await self.reader.read(65536):
+                    pass
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+        return True
+
+    # Shorthands.
+
+    async def create_topic(self, name: str, partitions: int = 1, **settings: str) -> None:
+        configs = [{"name": key.replace("_", "."), "value": value} for key, value in settings.items()]
+        response = await self.ask(
+            Api.CREATE_TOPICS,
+            topics=[
+                {
+                    "name": name,
+                    "num_partitions": partitions,
+                    "replication_factor": 1,
+                    "assignments": [],
+                    "configs": configs,
+                }
+            ],
+        )
+        assert response.topics[0].error_code == 0, response
+
+    async def produce(self, topic: str, batch: bytes, *, partition: int = 0, version: int = 9, acks: int = -1) -> Any:
+        response = await self.ask(Api.PRODUCE, version, **produce_fields(topic, batch, partition=partition, acks=acks))
+        return response.responses[0].partition_responses[0]
+
+    async def fetch(self, topic: str, offset: int, *, partition: int = 0, version: int = 12, **fields: Any) -> Any:
+        response = await self.ask(Api.FETCH, version, **fetch_fields(topic, offset, partition=partition) | fields)
+        return response.responses[0].partitions[0]
+
+
+def produce_fields(topic: str, batch: bytes, *, partition: int = 0, acks: int = -1) -> dict[str, Any]:
+    return {
+        "acks": acks,
+        "topic_data": [{"name": topic, "partition_data": [{"index": partition, "records": batch}]}],
+    }
+
+
+def fetch_fields(topic: str, offset: int, *, partition: int = 0, **part: Any) -> dict[str, Any]:
+    wanted = {"partition": partition, "fetch_offset": offset, "partition_max_bytes": 2**20} | part
+    return {"topics": [{"topic": topic, "partitions": [wanted]}], "max_bytes": 2**24, "min_bytes": 0}
+
+
+def batch_of(*values: bytes, timestamp_ms: int = 1_700_000_000_000, key: bytes | None = None) -> bytes:
+    builder = RecordBatchBuilder()
+    for number, value in enumerate(values):
+        builder.append(timestamp_ms + number, key, value)
+    return builder.build()
+
+
+def values_of(records: bytes | None) -> list[bytes | None]:
+    return [record.value for batch in iter_batches(records or b"") for record in read_records(batch)]
