@@ -89,9 +89,7 @@ class Display:
         self._console.print(table)
         self._console.print()
         mark, style = ("✓", "bold green") if proof.holds else ("✗", "bold red")
-        self._console.print(
-            Text.assemble((f"{mark} ", style), (proof.sentence(), style), (f"  ({seconds:.0f} s)", "dim"))
-        )
+        self._console.print(Text.assemble((f"{mark} {proof.sentence()}", style), (f"  {seconds:.0f} s in all.", "dim")))
 
     def data(self, line: str) -> None:
         """A line of data, on stdout."""
@@ -113,7 +111,7 @@ class Display:
         flow = Table.grid(expand=True)
         for column in range(7):
             flow.add_column(justify="center", ratio=1 if column % 2 == 0 else None)
-        pipe, broken = Text("━━━━━▶", _WATER), Text("━━ ✂ ━▶", "bold red")
+        pipe, broken = Text("━━━━━▶", _WATER), Text("━━✂━━▶", "bold red")
         names = [Text(name, f"bold {_WATER}") for name in ("devices", "edges", "core", "consumers")]
         flow.add_row(names[0], pipe, names[1], broken if cut else pipe, names[2], pipe, names[3])
         numbers = [

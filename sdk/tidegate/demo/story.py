@@ -147,7 +147,10 @@ class Story:
     async def _kill_an_edge(self) -> None:
         """kill -9, and a start on the same port and the same disk."""
         name, address = EDGES[-1], self._edge_addresses[-1]
-        self._display.phase(f"{name} is killed with kill -9, and started again on the same disk")
+        self._display.phase(
+            f"{name} is killed with kill -9, and started again on the same disk",
+            uplink_is_cut=bool(self._options.outage_s),
+        )
         await self._edges[-1].kill()
         self._edges[-1] = self._edge(name, str(address))
         await self._processes.start(self._edges[-1])
