@@ -42,8 +42,8 @@ HANDED_OVER_MAX: Final = 1_024
 
 PACKET_SPARE_BYTES: Final = 64 * 1024
 KEEP_ALIVE_S: Final = 30
-HANDSHAKE_TIMEOUT_S: Final = 10.0
-"""TCP, CONNACK and SUBACKs; a broker on a slow link answers in a fraction of it."""
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+"""For each of TCP, CONNACK and SUBACK; a broker on a slow link answers in a fraction of it."""
 PROBE_TIMEOUT_S: Final = 2.0
 """How long a message of our own may take through the broker and back before shared subscriptions are given up."""
 
@@ -51,6 +51,10 @@ RECONNECT: Final = Backoff(first_ms=200, longest_ms=30_000)
 
 _REFUSED: Final = 0x80
 _UNSUPPORTED_PROTOCOL: Final = 0x84
+_OTHER_PROTOCOL: Final = {
+    MQTTProtocolVersion.MQTTv5: MQTTProtocolVersion.MQTTv311,
+    MQTTProtocolVersion.MQTTv311: MQTTProtocolVersion.MQTTv5,
+}
 
 _log = structlog.get_logger()
 R = TypeVar("R")
@@ -102,6 +106,8 @@ class BrokerTransport:
                 continue
             except BrokerUnreachable as error:
                 failures += 1
+                if connection.is_misunderstood:
+                    self._protocol = _OTHER_PROTOCOL[self._protocol]
                 if failures == 1:
                     _log.warning("broker_unreachable", broker=str(self._broker), reason=str(error))
             finally:
@@ -154,6 +160,8 @@ class _Connection:
         self._packet_bytes_max = packet_bytes_max
         self._messages: deque[_Message] = deque()
         self._dropped = 0
+        self._is_open = False
+        self._has_connack = False
         self._loss: str | None = None
         self._changed = asyncio.Event()
         """Something arrived, or the connection was lost."""
@@ -174,6 +182,11 @@ class _Connection:
         client.on_message = self._on_message
         self._client = client
 
+    @property
+    def is_misunderstood(self) -> bool:
+        """Whether the broker took the connection and then said nothing: perhaps it knows only the other protocol."""
+        return self._is_open and not self._has_connack
+
     async def open(self, broker: Address) -> None:
         """Connect.
 
@@ -191,6 +204,7 @@ class _Connection:
             await asyncio.to_thread(self._client.connect, broker.host, broker.port, KEEP_ALIVE_S, **options)
         except OSError as error:
             raise BrokerUnreachable(f"the broker at {broker} can't be reached: {error}") from error
+        self._is_open = True
         self._client.loop_start()
         await _answered(self._connected)
 
@@ -250,6 +264,9 @@ class _Connection:
         """Disconnect, and wait for paho's thread to end."""
         self._client.disconnect()
         await asyncio.to_thread(self._client.loop_stop)
+        # paho closes its sockets when the client is collected: no circle may keep it for the garbage collector.
+        self._client.on_connect = self._client.on_disconnect = None
+        self._client.on_subscribe = self._client.on_message = None
         for future in self._handshakes():
             if not future.cancel() and not future.cancelled():
                 future.exception()  # nobody waits for it any more
@@ -295,6 +312,7 @@ class _Connection:
     # In the event loop
 
     def _take_connack(self, reason: ReasonCode) -> None:
+        self._has_connack = True
         if self._connected.done():
             return
         if reason.value < _REFUSED:

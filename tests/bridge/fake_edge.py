@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -46,17 +47,16 @@ class FakeEdge:
 
     async def connect(self) -> None:
         # Not in this thread: the bridge may run in this event loop.
-        import asyncio  # noqa: PLC0415 # only for the thread
-
         await asyncio.to_thread(self.client.connect, "127.0.0.1", self.port, 30)
         self.client.loop_start()
         await eventually(lambda: self.subscribed, "the edge is subscribed")
 
     async def disconnect(self) -> None:
-        import asyncio  # noqa: PLC0415 # only for the thread
-
         self.client.disconnect()
         await asyncio.to_thread(self.client.loop_stop)
+        # paho closes its sockets when the client is collected: no circle may keep it for the garbage collector.
+        self.client.on_connect = self.client.on_disconnect = None
+        self.client.on_subscribe = self.client.on_message = None
 
     async def say_hello(self, *streams: str, wants_producer_id: bool = True, timeout_s: float = TIMEOUT_S) -> Welcome:
         """Say hello and wait for the welcome of this very hello."""

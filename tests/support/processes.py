@@ -126,11 +126,14 @@ class TidegatePart(Process):
 
 
 @contextmanager
-def mosquitto_broker(program: str, directory: Path, *, extra_config: str = "") -> Iterator[int]:
-    """A mosquitto of the test's own on a free port of 127.0.0.1; yields the port."""
-    port = free_port()
+def mosquitto_broker(
+    program: str, directory: Path, *, port: int | None = None, allow_anonymous: bool = True, extra_config: str = ""
+) -> Iterator[int]:
+    """A mosquitto of the test's own on a port of 127.0.0.1, by default a free one; yields the port."""
+    port = port or free_port()
     config = directory / "mosquitto.conf"
-    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{extra_config}\n")
+    anonymous = "true" if allow_anonymous else "false"
+    config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous {anonymous}\npersistence false\n{extra_config}\n")
     with Process([program, "-c", str(config)], directory / "mosquitto.log"):
         wait_until(lambda: accepts_connections(port), 10, "mosquitto listens")
         yield port
