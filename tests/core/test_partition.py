@@ -1,4 +1,4 @@
-"""A partition: what it takes, when it says that it is safe, what consumers see, and what it does when the disk refuses."""
+"""A partition: what it takes, when it says that it is safe, what consumers see, and what it does when a disk fails."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class SparseIndex:
         return self._place(bisect_right(self.offsets, offset))
 
     def place_for_time(self, time_ms: int) -> IndexPlace | None:
-        """Where to begin looking for the first record at or after `time_ms`: all before are older; None is the start."""
+        """Where to begin looking for the first record at or after `time_ms`; all before it are older."""
         return self._place(bisect_left(self.timestamps_ms, time_ms))
 
     def boundary_at_or_below(self, position: int) -> IndexPlace | None:

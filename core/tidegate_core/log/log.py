@@ -277,7 +277,7 @@ class Log:
                 break
             is_last = segment.base_offset == end.segment_base
             try:
-                data = segment.read(offset, room, end if is_last else segment.end, at_least_one=not buffers)
+                data, is_whole = segment.read(offset, room, end if is_last else segment.end, at_least_one=not buffers)
                 if not data and not buffers and offset >= segment.end_offset:
                     raise segment.damaged(segment.size_bytes, f"offset {offset} is missing: a file is gone")
             except PartitionDamaged as error:
@@ -290,9 +290,7 @@ class Log:
             if data:
                 buffers.append(data)
                 room -= len(data)
-            elif buffers:
-                break
-            if room <= 0 or is_last:
+            if room <= 0 or is_last or not is_whole:
                 break
         return buffers
 

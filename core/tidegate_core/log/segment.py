@@ -204,10 +204,13 @@ class Segment:
         self.largest_timestamp_ms = index.largest_timestamp_ms
         self.last_append_ms = now_ms
 
-    def read(self, offset: Offset, bytes_max: int, end: LogPosition, *, at_least_one: bool = True) -> bytes:
+    def read(
+        self, offset: Offset, bytes_max: int, end: LogPosition, *, at_least_one: bool = True
+    ) -> tuple[bytes, bool]:
         """Whole batches from the first that ends after `offset` on, before `end`: at most `bytes_max` bytes.
 
-        The first batch may be larger than that if there must be `at_least_one`. Empty if there is none before `end`.
+        The first batch may be larger than that if there must be `at_least_one`. The second value says whether they
+        reach to `end`, so that one may read on in the next segment.
 
         Raises:
             PartitionDamaged: the first batch is not what was written.
@@ -215,7 +218,7 @@ class Segment:
         """
         start = self._position_of(offset, end)
         if start >= end.byte:
-            return b""
+            return b"", True
         size = min(max(bytes_max, 0), end.byte - start)
         data = self._pread(min(max(size, HEADER_BYTES), end.byte - start), start)
         next_offset: int = end.offset
@@ -227,11 +230,11 @@ class Segment:
             if size > len(data):
                 data = self._pread(size, start)
         if size > bytes_max and not at_least_one:
-            return b""
+            return b"", False
         if len(self._resume) >= _RESUME_POINTS_MAX:
             self._resume.clear()
         self._resume[next_offset] = start + size
-        return data if len(data) == size else data[:size]
+        return data if len(data) == size else data[:size], start + size == end.byte
 
     def _pread(self, size: int, position: int) -> bytes:
         data = os.pread(self._files.get(self), size, position)

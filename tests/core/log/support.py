@@ -34,7 +34,7 @@ def make_batch(
     producer: tuple[int, int, int] = (-1, -1, -1),
     compression: Compression = Compression.NONE,
 ) -> bytes:
-    """A batch of keys and values; `producer` is id, epoch and base sequence; a record's time is one more than the last."""
+    """A batch of keys and values; `producer` is id, epoch, base sequence; each record is 1 ms after the last."""
     producer_id, epoch, sequence = producer
     builder = RecordBatchBuilder(
         ProducerId(producer_id), ProducerEpoch(epoch), BatchSequence(sequence), compression=compression
@@ -89,25 +89,28 @@ def read_all(partition: Partition, start: int | None = None, bytes_max: int = 1 
     return found
 
 
+def _open(directory: Path, config: LogConfig, files: OpenFiles, flusher: Flusher, now_ms: int) -> Partition:
+    make = Partition.open if directory.exists() else Partition.create
+    directory.mkdir(exist_ok=True)
+    return make(
+        "events",
+        0,
+        directory,
+        config,
+        files=files,
+        flusher=flusher,
+        discard=lambda path: path.unlink(missing_ok=True),
+        now_ms=now_ms,
+    )
+
+
 @asynccontextmanager
 async def opened(
     directory: Path, config: LogConfig | None = None, *, files_max: int = 64, now_ms: int = NOW_MS
 ) -> AsyncIterator[Partition]:
     """The partition in `directory`, made if it is not there; closed at the end as a crash leaves it: no checkpoint."""
     flusher = Flusher()
-    is_new = not directory.exists()
-    directory.mkdir(exist_ok=True)
-    make = Partition.create if is_new else Partition.open
-    partition = make(
-        "events",
-        0,
-        directory,
-        config or LogConfig(),
-        files=OpenFiles(files_max),
-        flusher=flusher,
-        discard=lambda path: path.unlink(missing_ok=True),
-        now_ms=now_ms,
-    )
+    partition = _open(directory, config or LogConfig(), OpenFiles(files_max), flusher, now_ms)
     try:
         yield partition
     finally:

@@ -190,6 +190,16 @@ async def test_read_across_segments_fills_the_limit(tmp_path: Path) -> None:
         assert len(read_all(partition)) == 20
 
 
+async def test_read_stops_at_a_segment_that_it_did_not_read_to_its_end(tmp_path: Path) -> None:
+    async with opened(tmp_path / "p") as partition:
+        await commit(partition, make_batch(values(1, 200)))
+        await commit(partition, make_batch(values(1, 200)))
+        partition.log.roll(NOW_MS)
+        await commit(partition, make_batch(values(1, 1)))
+        assert [record.offset for record in records_in(partition.read(Offset(0), 400).buffers)] == [0]
+        assert [record.offset for record in records_in(partition.read(Offset(0), 1000).buffers)] == [0, 1, 2]
+
+
 async def test_index_finds_any_offset_in_a_long_segment(tmp_path: Path) -> None:
     async with opened(tmp_path / "p") as partition:
         end = 0

@@ -1,5 +1,6 @@
-"""Opening a log after a crash: torn tails, flipped bits, missing and damaged files. Nothing committed is ever dropped."""
+"""Opening a log after a crash: torn tails, flipped bits, missing and damaged files. Nothing committed is dropped."""
 
+# ruff: noqa: ASYNC240  # a test looks at its own files, and nothing else runs meanwhile
 from __future__ import annotations
 
 import os
@@ -129,10 +130,10 @@ async def test_no_flipped_bit_of_a_header_reaches_a_reader_unseen(filled: Path, 
     path = segments(filled)[0]
     flip(path, len(make_batch(values(2, 150))) + byte)
     async with opened(filled, SMALL) as partition:
-        with pytest.raises(PartitionDamaged):
-            for offset in range(4):
-                found = records_in(partition.read(Offset(offset), 1).buffers)
-                assert offset in [record.offset for record in found]
+        assert [record.offset for record in records_in(partition.read(Offset(0), 1).buffers)] == [0, 1]
+        for offset in (2, 3):
+            with pytest.raises(PartitionDamaged):
+                partition.read(Offset(offset), 1)
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "cut", "flipped"])
