@@ -10,12 +10,11 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from random import Random
 from typing import Final
 
 import structlog
 
-from tidegate_bridge.backoff import Backoff
+from tidegate_bridge.backoff import Backoff, Chance
 from tidegate_bridge.batch_checks import CheckedBatch, check_partition, check_stream, refuse
 from tidegate_bridge.errors import CoreRefused
 from tidegate_bridge.kafka.client import KafkaClient
@@ -45,7 +44,7 @@ class Admission:
         submit: Submit,
         *,
         retry_ms: int,
-        chance: Random,
+        chance: Chance,
     ) -> None:
         self._client = client
         self._producers = producers

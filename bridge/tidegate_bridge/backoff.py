@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from random import Random
+
+Chance = Callable[[], float]
+"""A random number from 0 to less than 1, as `random.random` gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +16,7 @@ class Backoff:
     first_ms: int
     longest_ms: int
 
-    def delay_ms(self, failures: int, chance: Random) -> int:
+    def delay_ms(self, failures: int, chance: Chance) -> int:
         """The wait after `failures` failures in a row; at least 1 ms."""
         ceiling_ms = min(self.longest_ms, self.first_ms << min(max(failures - 1, 0), 30))
-        return max(1, chance.randint(0, ceiling_ms))
+        return 1 + int(chance() * ceiling_ms)

@@ -16,7 +16,6 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
@@ -26,7 +25,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from tidegate_bridge.backoff import Backoff
+from tidegate_bridge.backoff import Backoff, Chance
 from tidegate_bridge.uplink_service import BridgeStopping, UplinkService
 from tidegate_wire.address import Address
 from tidegate_wire.errors import UnreachableError
@@ -71,7 +70,7 @@ class ProtocolRefused(BrokerUnreachable):
 class BrokerTransport:
     """Subscribes at a broker for as long as `run` runs, over as many connections as it takes."""
 
-    def __init__(self, broker: Address, *, shared: bool, batch_bytes_max: int, chance: Random) -> None:
+    def __init__(self, broker: Address, *, shared: bool, batch_bytes_max: int, chance: Chance) -> None:
         self._broker = broker
         self._shared = shared
         self._packet_bytes_max = batch_bytes_max + PACKET_SPARE_BYTES

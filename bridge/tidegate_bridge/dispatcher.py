@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from random import Random
 from typing import Any
 
 import structlog
 
+from tidegate_bridge.backoff import Chance
 from tidegate_bridge.batch_checks import CheckedBatch
 from tidegate_bridge.errors import CoreRefused, CoreUnreachable
 from tidegate_bridge.kafka.client import KafkaClient
@@ -41,7 +41,7 @@ class _Way:
 class Dispatcher:
     """Produces batches, each producer's in order."""
 
-    def __init__(self, client: KafkaClient, *, produce_timeout_ms: int, retry_ms: int, chance: Random) -> None:
+    def __init__(self, client: KafkaClient, *, produce_timeout_ms: int, retry_ms: int, chance: Chance) -> None:
         self._client = client
         self._produce_timeout_ms = produce_timeout_ms
         self._retry_ms = retry_ms

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from random import Random
 from typing import Final
 
 import structlog
 
-from tidegate_bridge.backoff import Backoff
+from tidegate_bridge.backoff import Backoff, Chance
 from tidegate_bridge.errors import CoreRefused
 from tidegate_bridge.kafka.api import TopicSpec
 from tidegate_bridge.kafka.client import KafkaClient
@@ -52,7 +51,7 @@ class Hellos:
         bridge: str,
         batch_bytes_max: int,
         window_batches_max: int,
-        chance: Random,
+        chance: Chance,
     ) -> None:
         self._client = client
         self._producers = producers

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from random import Random
 from typing import Final
 
-from tidegate_bridge.backoff import Backoff
+from tidegate_bridge.backoff import Backoff, Chance
 from tidegate_bridge.batch_checks import CheckedBatch
 from tidegate_bridge.verdicts import Verdict
 from tidegate_wire.records import SEQUENCE_MAX
@@ -70,7 +69,7 @@ class Answer:
 class Lane:
     """One producer's batches for one partition. The caller sends what `take` gives and reports each to `settle`."""
 
-    def __init__(self, *, retry_ms: int, chance: Random) -> None:
+    def __init__(self, *, retry_ms: int, chance: Chance) -> None:
         self._retry_ms = retry_ms
         self._chance = chance
         self._waiting: list[LaneBatch] = []

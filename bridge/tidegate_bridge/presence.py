@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from random import Random
 from typing import Final
 
 import structlog
 
-from tidegate_bridge.backoff import Backoff
+from tidegate_bridge.backoff import Backoff, Chance
 from tidegate_bridge.errors import CoreRefused
 from tidegate_bridge.kafka.api import TopicSpec
 from tidegate_bridge.kafka.client import KafkaClient
@@ -35,7 +34,7 @@ _log = structlog.get_logger()
 class PresenceWriter:
     """Writes what `put` was given last for each edge; `run` does the writing."""
 
-    def __init__(self, client: KafkaClient, *, chance: Random) -> None:
+    def __init__(self, client: KafkaClient, *, chance: Chance) -> None:
         self._client = client
         self._chance = chance
         self._unwritten: dict[str, bytes] = {}

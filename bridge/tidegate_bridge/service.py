@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from random import Random, SystemRandom
+from random import SystemRandom
 
 import structlog
 
+from tidegate_bridge.backoff import Chance
 from tidegate_bridge.broker_transport import BrokerTransport
 from tidegate_bridge.endpoint_transport import EndpointTransport
 from tidegate_bridge.errors import BridgeConfigError
@@ -28,7 +29,7 @@ async def run(settings: BridgeSettings) -> None:
         BridgeConfigError: the address can't be listened on.
         OSError: the ready file can't be written.
     """
-    chance = SystemRandom()
+    chance = SystemRandom().random
     if settings.listen is not None:
         await _listen(settings, Address.parse(settings.listen), chance)
     else:
@@ -36,7 +37,7 @@ async def run(settings: BridgeSettings) -> None:
         await _subscribe(settings, Address.parse_mqtt_url(settings.broker), chance)
 
 
-async def _listen(settings: BridgeSettings, address: Address, chance: Random) -> None:
+async def _listen(settings: BridgeSettings, address: Address, chance: Chance) -> None:
     transport = EndpointTransport(settings.batch_bytes_max)
     async with UplinkService(settings, transport.publish, chance=chance) as service:
         try:
@@ -55,7 +56,7 @@ async def _listen(settings: BridgeSettings, address: Address, chance: Random) ->
             _log.info("bridge_stopped", **service.stats.to_log())
 
 
-async def _subscribe(settings: BridgeSettings, broker: Address, chance: Random) -> None:
+async def _subscribe(settings: BridgeSettings, broker: Address, chance: Chance) -> None:
     transport = BrokerTransport(
         broker, shared=settings.shared_subscription, batch_bytes_max=settings.batch_bytes_max, chance=chance
     )

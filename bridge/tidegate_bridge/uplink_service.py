@@ -16,12 +16,12 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from random import Random
 from typing import Final, Self
 
 import structlog
 
 from tidegate_bridge.admission import Admission
+from tidegate_bridge.backoff import Chance
 from tidegate_bridge.batch_checks import CheckedBatch, check_form, make_ack, try_parse_header
 from tidegate_bridge.dispatcher import Dispatcher
 from tidegate_bridge.hellos import Hellos
@@ -86,7 +86,7 @@ class UplinkStats:
 class UplinkService:
     """One bridge's work; `async with` starts and stops it."""
 
-    def __init__(self, settings: BridgeSettings, publish: Publish, *, chance: Random) -> None:
+    def __init__(self, settings: BridgeSettings, publish: Publish, *, chance: Chance) -> None:
         self.stats = UplinkStats()
         self._publish = publish
         self._batch_bytes_max = settings.batch_bytes_max

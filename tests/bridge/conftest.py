@@ -69,7 +69,7 @@ class Stage:
 
     async def read_batches(self, core: Address, topic: str, partition: int = 0) -> list[bytes]:
         """Every batch of a partition, as the core keeps it."""
-        client = KafkaClient([core], request_timeout_ms=5_000, chance=Random(1))
+        client = KafkaClient([core], request_timeout_ms=5_000, chance=Random(1).random)
         batches: list[bytes] = []
         try:
             metadata = (await client.refresh([topic])).topics[topic]

@@ -45,7 +45,7 @@ class Outcomes:
 
 
 def _lane() -> Lane:
-    return Lane(retry_ms=RETRY_MS, chance=Random(1))
+    return Lane(retry_ms=RETRY_MS, chance=Random(1).random)
 
 
 def _take_all(lane: Lane, now_ms: int = 0) -> list[LaneBatch]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from random import Random
 from typing import Any, Final, TypeVar
 
 import structlog
 
-from tidegate_bridge.backoff import Backoff
+from tidegate_bridge.backoff import Backoff, Chance
 from tidegate_bridge.errors import CoreRefused, CoreUnreachable
 from tidegate_bridge.kafka import api
 from tidegate_bridge.kafka.cluster import ClusterView
@@ -50,7 +49,7 @@ class _Node:
 class KafkaClient:
     """Talks to a core through any of its nodes; all of its methods belong to one event loop."""
 
-    def __init__(self, bootstrap: Sequence[Address], *, request_timeout_ms: int, chance: Random) -> None:
+    def __init__(self, bootstrap: Sequence[Address], *, request_timeout_ms: int, chance: Chance) -> None:
         self._bootstrap = tuple(bootstrap)
         self._request_timeout_ms = request_timeout_ms
         self._chance = chance
@@ -294,15 +293,13 @@ class KafkaClient:
 
     def _candidates(self) -> list[Address]:
         """Every known address: those with a connection first, then those whose next try is due first."""
-        addresses = list(dict.fromkeys([*self._view.addresses(), *self._bootstrap]))
-        self._chance.shuffle(addresses)
 
-        def order(address: Address) -> tuple[bool, float]:
+        def order(address: Address) -> tuple[bool, float, float]:
             node = self._nodes.get(address)
             connected = node is not None and node.connection is not None and not node.connection.closed
-            return not connected, 0.0 if node is None else node.retry_at
+            return not connected, 0.0 if node is None else node.retry_at, self._chance()
 
-        return sorted(addresses, key=order)
+        return sorted({*self._view.addresses(), *self._bootstrap}, key=order)
 
     async def _connection(self, address: Address) -> KafkaConnection:
         node = self._nodes.setdefault(address, _Node(address))

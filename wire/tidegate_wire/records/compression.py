@@ -7,18 +7,15 @@ always there; gzip is the standard library's; snappy and LZ4 need cramjam, which
 from __future__ import annotations
 
 import struct
-import threading
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from types import ModuleType
+from typing import Final
 
 import zstandard
 
 from tidegate_wire.records.errors import CodecMissing, MalformedRecords, RecordsTooLarge
 from tidegate_wire.records.header import Buffer, Compression
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 ZSTD_LEVEL_DEFAULT: Final = 3
 """zstd's own default: about 300 MB/s on one core, and most of what higher levels save."""
@@ -44,18 +41,11 @@ _LZ4_FLAG_CONTENT_CHECKSUM: Final = 0x04
 _LZ4_FLAG_DICTIONARY: Final = 0x01
 _LZ4_BLOCK_BYTES_MAX: Final = {4: 64 * 1024, 5: 256 * 1024, 6: 1024 * 1024, 7: 4 * 1024 * 1024}
 
-_of_thread = threading.local()
-
 
 def compress_zstd(data: bytes, level: int = ZSTD_LEVEL_DEFAULT) -> bytes:
-    """`data` as one zstd frame with its content size. The compressor is kept and used again, one a thread and level."""
-    compressors: dict[int, zstandard.ZstdCompressor] | None = getattr(_of_thread, "compressors", None)
-    if compressors is None:
-        compressors = _of_thread.compressors = {}
-    compressor = compressors.get(level)
-    if compressor is None:
-        compressor = compressors[level] = zstandard.ZstdCompressor(level=level)
-    return compressor.compress(data)
+    """`data` as one zstd frame with its content size."""
+    # A compressor for each call: sharing one between threads is not safe, and making one takes 10 us a batch.
+    return zstandard.ZstdCompressor(level=level).compress(data)
 
 
 def decompress(codec: Compression, data: Buffer, bytes_max: int) -> Buffer:
@@ -94,9 +84,7 @@ def _gunzip(data: Buffer, bytes_max: int) -> bytes:
 
 
 def _unzstd(data: Buffer, bytes_max: int) -> bytes:
-    decompressor: zstandard.ZstdDecompressor | None = getattr(_of_thread, "decompressor", None)
-    if decompressor is None:
-        decompressor = _of_thread.decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES_MAX)
     try:
         content_bytes = zstandard.frame_content_size(data)  # -1 where the frame does not say
         if content_bytes > bytes_max:
@@ -186,18 +174,15 @@ def _lz4_output_bytes_max(view: memoryview) -> int:
     return total
 
 
-def _cramjam(codec: str) -> Any:
+def _cramjam(codec: str) -> ModuleType:
     """The cramjam module, imported when the first batch needs it."""
-    module: ModuleType | None = getattr(_of_thread, "cramjam", None)
-    if module is None:
-        try:
-            import cramjam  # noqa: PLC0415  # an edge runs without it
-        except ImportError as error:
-            raise CodecMissing(
-                f"the batch is compressed with {codec}, which needs cramjam: pip install 'tidegate[core]'"
-            ) from error
-        module = _of_thread.cramjam = cramjam
-    return module
+    try:
+        import cramjam  # noqa: PLC0415  # an edge runs without it
+    except ImportError as error:
+        raise CodecMissing(
+            f"the batch is compressed with {codec}, which needs cramjam: pip install 'tidegate[core]'"
+        ) from error
+    return cramjam
 
 
 def _too_large(bytes_max: int) -> RecordsTooLarge:
