@@ -26,8 +26,9 @@ def run(directory: Path) -> list[Measurement]:
         disk_bytes = sum(path.stat().st_size for path in (directory / "edge").rglob("*") if path.is_file())
         with closing(StreamEnd(gateway.core)) as end:
             gateway.start("bridge")
-            start_s = time.perf_counter()
+            start_s, cpu_before = time.perf_counter(), gateway.cpu_seconds()
             seconds = end.wait_for(EVENTS, TIMEOUT_S) - start_s
+        cpu = {name: value - cpu_before[name] for name, value in gateway.cpu_seconds().items()}
         resident = gateway.resident_mib()
     payload = f"{EVENTS:,} events of {PAYLOAD_BYTES} B"
     return [
@@ -39,6 +40,7 @@ def run(directory: Path) -> list[Measurement]:
             unit="events/s",
             note=f"{seconds:.1f} s from the bridge being ready to the last event committed",
         ),
+        *(Measurement(subject=f"CPU of {name} meanwhile", value=value, unit="s") for name, value in cpu.items()),
         *(
             Measurement(subject=f"RSS of {name} afterwards", value=value, unit="MiB")
             for name, value in resident.items()

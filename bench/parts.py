@@ -14,6 +14,9 @@ from tests.support.processes import TidegatePart, free_port
 
 STREAM = "events"
 
+POLL_INTERVAL_S = 0.1
+"""Often enough for measurements of seconds, and next to no work for the core."""
+
 
 @dataclass(slots=True)
 class BenchGateway:
@@ -33,6 +36,7 @@ class BenchGateway:
             "edge": [
                 *("edge", "--id", "bench", "--listen", self.edge),
                 *("--uplink", f"mqtt://{self.bridge}", "--data-dir", str(self.directory / "edge")),
+                *("--reconnect-delay-max-s", "0.2"),
             ],
         }
         part = self.stack.enter_context(TidegatePart(arguments[name], self.directory, name=name))
@@ -41,6 +45,9 @@ class BenchGateway:
 
     def resident_mib(self) -> dict[str, float]:
         return {name: resident_mib(part.pid) for name, part in self.parts.items()}
+
+    def cpu_seconds(self) -> dict[str, float]:
+        return {name: cpu_seconds(part.pid) for name, part in self.parts.items()}
 
 
 @contextmanager
@@ -53,6 +60,12 @@ def resident_mib(pid: int) -> float:
     """The resident set of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / (1024 * 1024)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class StreamEnd:
@@ -81,7 +94,7 @@ class StreamEnd:
                 return now_s
             if now_s > deadline_s:
                 raise TimeoutError(f"{self._stream} has {found} events after {timeout_s} s, not {count}")
-            time.sleep(0.02)
+            time.sleep(POLL_INTERVAL_S)
 
     def close(self) -> None:
         self._client.close()
