@@ -6,7 +6,7 @@ import itertools
 import struct
 from typing import Any
 
-from tidegate_core.groups.group import Group, GroupRules
+from tidegate_core.groups.group import Group, GroupRules, GroupState
 from tidegate_core.groups.messages import (
     JoinReply,
     JoinRequest,
@@ -69,6 +69,9 @@ class GroupDriver:
         self.unstored: list[int] = []
         self._tokens = itertools.count(1)
 
+    def state(self) -> GroupState:
+        return self.group.state
+
     def _collect(self) -> None:
         effects = self.group.effects
         while effects:
@@ -99,7 +102,7 @@ class GroupDriver:
 
     def sync(self, joined: JoinResult, assignments: dict[str, bytes] | None = None, **fields: Any) -> int:
         token = next(self._tokens)
-        request = {
+        request: dict[str, Any] = {
             "group_id": "g",
             "generation": joined.generation,
             "member_id": joined.member_id,

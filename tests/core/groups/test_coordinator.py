@@ -79,6 +79,10 @@ def join(subject: Coordinator, group_id: str = "g", **fields: Any) -> JoinResult
     return result
 
 
+def state_of(subject: Coordinator, group_id: str) -> GroupState:
+    return subject.groups[group_id].state
+
+
 def settle(subject: Coordinator) -> None:
     while subject.effects:
         group, effect = subject.effects.pop(0)
@@ -133,14 +137,14 @@ def test_ticks_reach_the_groups_that_are_due_and_no_others() -> None:
     assert subject.next_deadline_ms() is not None
     subject.tick(2000)
     settle(subject)
-    assert subject.groups["early"].state is GroupState.EMPTY
+    assert state_of(subject, "early") is GroupState.EMPTY
     assert subject.heartbeat("early", early.member_id, None, early.generation, 2000) is ErrorCode.unknown_member_id
     assert subject.heartbeat("late", late.member_id, None, late.generation, 2000) is ErrorCode.none
     subject.tick(6999)
-    assert subject.groups["late"].state is GroupState.STABLE
+    assert state_of(subject, "late") is GroupState.STABLE
     subject.tick(7000)
     settle(subject)
-    assert subject.groups["late"].state is GroupState.EMPTY
+    assert state_of(subject, "late") is GroupState.EMPTY
 
 
 @pytest.mark.parametrize(
@@ -290,7 +294,7 @@ def test_a_coordinator_is_what_its_log_says() -> None:
     assert subject.heartbeat("g", member.member_id, None, member.generation, 0) is ErrorCode.none
     subject.tick(SESSION_MS)
     settle(subject)
-    assert subject.groups["g"].state is GroupState.EMPTY
+    assert state_of(subject, "g") is GroupState.EMPTY
 
 
 def test_a_record_that_cannot_be_read_is_not_passed_over() -> None:

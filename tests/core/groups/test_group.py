@@ -25,10 +25,10 @@ def test_a_single_member_joins_syncs_and_is_stable() -> None:
     joined = driver.joins[driver.join("c")]
     assert (joined.error, joined.generation, joined.leader_id) == (ErrorCode.none, 1, joined.member_id)
     assert [member.member_id for member in joined.members] == [joined.member_id]
-    assert driver.group.state is GroupState.COMPLETING_REBALANCE
+    assert driver.state() is GroupState.COMPLETING_REBALANCE
     synced = driver.syncs[driver.sync(joined, {joined.member_id: b"all"})]
     assert (synced.error, synced.assignment, synced.protocol_name) == (ErrorCode.none, b"all", "range")
-    assert driver.group.state is GroupState.STABLE
+    assert driver.state() is GroupState.STABLE
     assert driver.heartbeat(joined) is ErrorCode.none
 
 
@@ -68,10 +68,10 @@ def test_the_assignment_is_told_only_after_it_was_written_down() -> None:
     joined = driver.joins[driver.join("c")]
     token = driver.sync(joined, {joined.member_id: b"x"})
     assert token not in driver.syncs
-    assert driver.group.state is GroupState.COMPLETING_REBALANCE
+    assert driver.state() is GroupState.COMPLETING_REBALANCE
     driver.end_store()
     assert driver.syncs[token].assignment == b"x"
-    assert driver.group.state is GroupState.STABLE
+    assert driver.state() is GroupState.STABLE
 
 
 def test_an_assignment_that_cannot_be_written_down_starts_a_new_rebalance() -> None:
@@ -80,7 +80,7 @@ def test_an_assignment_that_cannot_be_written_down_starts_a_new_rebalance() -> N
     token = driver.sync(joined, {joined.member_id: b"x"})
     driver.end_store(ErrorCode.coordinator_not_available)
     assert driver.syncs[token].error is ErrorCode.coordinator_not_available
-    assert driver.group.state is GroupState.PREPARING_REBALANCE
+    assert driver.state() is GroupState.PREPARING_REBALANCE
 
 
 def test_a_write_that_ends_after_the_next_generation_began_changes_nothing() -> None:
@@ -91,7 +91,7 @@ def test_a_write_that_ends_after_the_next_generation_began_changes_nothing() -> 
     assert driver.syncs[token].error is ErrorCode.rebalance_in_progress
     again = driver.joins[driver.join(member_id=first.member_id)]
     driver.end_store()
-    assert driver.group.state is GroupState.COMPLETING_REBALANCE
+    assert driver.state() is GroupState.COMPLETING_REBALANCE
     token = driver.sync(again, {first.member_id: b"new", driver.joins[second].member_id: b""})
     driver.end_store()
     assert driver.syncs[token].assignment == b"new"
@@ -141,7 +141,7 @@ def test_a_client_that_knows_member_ids_is_given_one_first() -> None:
 def test_a_given_member_id_that_is_not_used_in_time_is_forgotten() -> None:
     driver = GroupDriver()
     given_id = driver.joins[driver.join("c", knows_member_id=True)].member_id
-    assert not driver.group.is_idle
+    assert driver.group.next_deadline_ms() == driver.now_ms + SESSION_MS
     driver.advance(SESSION_MS)
     assert driver.group.is_idle
     assert driver.joins[driver.join("c", member_id=given_id)].error is ErrorCode.unknown_member_id
@@ -169,7 +169,7 @@ def test_a_follower_that_joins_again_with_nothing_new_does_not_disturb_the_group
     leader, follower = driver.stable_members("a", "b")
     again = driver.joins[driver.join(member_id=follower.member_id)]
     assert (again.generation, again.error) == (follower.generation, ErrorCode.none)
-    assert driver.group.state is GroupState.STABLE
+    assert driver.state() is GroupState.STABLE
     assert driver.heartbeat(leader) is ErrorCode.none
 
 
@@ -177,14 +177,14 @@ def test_a_leader_that_joins_again_starts_a_rebalance() -> None:
     driver = GroupDriver()
     leader, _ = driver.stable_members("a", "b")
     driver.join(member_id=leader.member_id)
-    assert driver.group.state is GroupState.PREPARING_REBALANCE
+    assert driver.state() is GroupState.PREPARING_REBALANCE
 
 
 def test_a_member_with_another_subscription_starts_a_rebalance() -> None:
     driver = GroupDriver()
     _, follower = driver.stable_members("a", "b")
     driver.join(member_id=follower.member_id, protocols=(("range", subscription("t", "u")),))
-    assert driver.group.state is GroupState.PREPARING_REBALANCE
+    assert driver.state() is GroupState.PREPARING_REBALANCE
 
 
 def test_a_group_that_is_full_refuses_a_member() -> None:
@@ -228,7 +228,7 @@ def test_a_member_that_has_no_protocol_in_common_is_refused(fields: dict[str, An
     driver = GroupDriver()
     driver.stable_members("a")
     assert driver.joins[driver.join("b", **fields)].error is ErrorCode.inconsistent_group_protocol
-    assert driver.group.state is GroupState.STABLE
+    assert driver.state() is GroupState.STABLE
 
 
 def test_an_empty_group_takes_members_of_another_protocol_type() -> None:
@@ -284,10 +284,10 @@ def test_the_longest_rebalance_timeout_counts() -> None:
 def test_a_member_that_never_syncs_is_removed_after_the_rebalance_timeout() -> None:
     driver = GroupDriver()
     driver.join("a", session_timeout_ms=4 * REBALANCE_MS)
-    assert driver.group.state is GroupState.COMPLETING_REBALANCE
+    assert driver.state() is GroupState.COMPLETING_REBALANCE
     driver.advance(REBALANCE_MS)
     assert len(driver.group.members) == 0
-    assert driver.group.state is GroupState.EMPTY
+    assert driver.state() is GroupState.EMPTY
 
 
 def test_a_member_that_waits_for_its_sync_does_not_expire() -> None:
@@ -342,7 +342,7 @@ def test_a_member_that_leaves_during_the_initial_delay_leaves_an_empty_group() -
     member_id = next(iter(driver.group.members)).member_id
     assert driver.leave(LeavingMember(member_id=member_id)) == [ErrorCode.none]
     assert driver.joins[waiting].error is ErrorCode.unknown_member_id
-    assert driver.group.state is GroupState.EMPTY
+    assert driver.state() is GroupState.EMPTY
 
 
 # Leaving.
@@ -352,7 +352,7 @@ def test_the_last_member_leaves_an_empty_group_which_is_written_down() -> None:
     driver = GroupDriver()
     (member,) = driver.stable_members("a")
     assert driver.leave(leaving(member)) == [ErrorCode.none]
-    assert driver.group.state is GroupState.EMPTY
+    assert driver.state() is GroupState.EMPTY
     assert driver.stored[-1].members == ()
     assert driver.stored[-1].generation == 2
 
@@ -390,7 +390,7 @@ def test_a_static_member_that_starts_again_takes_its_place_without_a_rebalance()
     assert new.member_id != old.member_id
     assert new.leader_id == old.member_id  # so that it does not assign: it is told of no members
     assert new.members == ()
-    assert driver.group.state is GroupState.STABLE
+    assert driver.state() is GroupState.STABLE
     assert driver.syncs[driver.sync(new, instance_id="i1")].assignment == old.member_id.encode()
     assert driver.stored[-1].members[0].member_id == new.member_id
 
@@ -442,7 +442,7 @@ def test_a_static_member_can_be_removed_by_its_instance_id_alone() -> None:
     driver.stable_members("a", instance_id="i1")
     assert driver.leave(LeavingMember(member_id="", instance_id="i2")) == [ErrorCode.unknown_member_id]
     assert driver.leave(LeavingMember(member_id="", instance_id="i1")) == [ErrorCode.none]
-    assert driver.group.state is GroupState.EMPTY
+    assert driver.state() is GroupState.EMPTY
 
 
 def test_a_static_member_that_is_not_there_for_a_rebalance_keeps_its_place() -> None:
@@ -465,7 +465,7 @@ def test_if_only_static_members_are_missing_the_rebalance_waits_for_them() -> No
     driver.leave(LeavingMember(member_id=member_id))
     assert driver.joins[other].error is ErrorCode.unknown_member_id
     driver.advance(2 * REBALANCE_MS)
-    assert driver.group.state is GroupState.PREPARING_REBALANCE
+    assert driver.state() is GroupState.PREPARING_REBALANCE
     assert driver.joins[driver.join("s", instance_id="i1")].error is ErrorCode.none
 
 
@@ -521,12 +521,12 @@ def test_members_go_on_with_a_restored_group() -> None:
     driver = GroupDriver()
     leader, follower = driver.stable_members("a", "b")
     restored = GroupDriver(Group.restore(driver.stored[-1], rules(), now_ms=1_000_000))
-    assert restored.group.state is GroupState.STABLE
+    assert restored.state() is GroupState.STABLE
     assert restored.heartbeat(leader) is ErrorCode.none
     assert restored.syncs[restored.sync(follower)].assignment == follower.member_id.encode()
     assert restored.group.to_stored() == driver.stored[-1]
     restored.advance(SESSION_MS)
-    assert restored.group.state is GroupState.EMPTY
+    assert restored.state() is GroupState.EMPTY
 
 
 def test_a_restored_empty_group_goes_on_counting_generations() -> None:
@@ -534,7 +534,7 @@ def test_a_restored_empty_group_goes_on_counting_generations() -> None:
     (member,) = driver.stable_members("a")
     driver.leave(leaving(member))
     restored = GroupDriver(Group.restore(driver.stored[-1], rules(), now_ms=0))
-    assert restored.group.state is GroupState.EMPTY
+    assert restored.state() is GroupState.EMPTY
     assert restored.joins[restored.join("b")].generation == 3
 
 

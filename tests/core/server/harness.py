@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import json
 import struct
 from collections.abc import AsyncIterator
@@ -27,7 +28,7 @@ async def running_core(directory: Path, **settings: Any) -> AsyncIterator[Addres
     """A node on a free port; stopped cleanly at the end."""
     ready = directory / "ready.json"
     ready.unlink(missing_ok=True)
-    chosen = {"listen": "127.0.0.1:0", "data_dir": directory / "data", "ready_file": ready} | settings
+    chosen: dict[str, Any] = {"listen": "127.0.0.1:0", "data_dir": directory / "data", "ready_file": ready} | settings
     task = asyncio.create_task(run(CoreSettings(**chosen)))
     try:
         deadline = asyncio.get_running_loop().time() + REPLY_TIMEOUT_S
@@ -124,9 +125,14 @@ class RawClient:
         return response.responses[0].partitions[0]
 
 
+def seconds(count: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=count)
+
+
 def produce_fields(topic: str, batch: bytes, *, partition: int = 0, acks: int = -1) -> dict[str, Any]:
     return {
         "acks": acks,
+        "timeout": seconds(30),
         "topic_data": [{"name": topic, "partition_data": [{"index": partition, "records": batch}]}],
     }
 
