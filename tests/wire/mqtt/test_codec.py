@@ -198,6 +198,7 @@ def test_malformed_packets_are_refused_as_malformed(data: bytes, what: str) -> N
         (b"\x82\x09\0\1\2\x0b\0\0\1a\0", ReasonCode.PROTOCOL_ERROR),  # subscription identifier 0
         (b"\x82\x0b\0\1\4\x0b\1\x0b\2\0\1a\0", ReasonCode.PROTOCOL_ERROR),  # two of them
         (b"\x82\x03\0\1\0", ReasonCode.PROTOCOL_ERROR),  # no filter
+        (b"\x30\xfe\x03\0\1a\xf9\x03" + b"\x26\0\0\0\0" * 101, ReasonCode.QUOTA_EXCEEDED),
         (b"\xa2\x03\0\1\0", ReasonCode.PROTOCOL_ERROR),
         (b"\x30\x08\0\1a\x04\x08\0\1+", ReasonCode.TOPIC_NAME_INVALID),  # response topic with a wildcard
     ],

@@ -83,7 +83,10 @@ def test_connects_that_cannot_be_granted_are_refused_with_their_reason() -> None
     )
     will = Will(topic="123456")
     assert refusal(bench, Connect(client_id="c", version=V5, will=will)) is ReasonCode.TOPIC_NAME_INVALID
-    assert bench.stats.connections_refused == 4
+    will = Will(topic="w", payload=bytes(20_000))
+    assert refusal(bench, Connect(client_id="c", version=V5, will=will)) is ReasonCode.QUOTA_EXCEEDED
+    assert refusal(bench, Connect(client_id="c", will=will)) is ConnectReturnCode.SERVER_UNAVAILABLE
+    assert bench.stats.connections_refused == 6
     assert bench.stats.sessions_now == 0
 
 

@@ -399,6 +399,18 @@ def test_subscriptions_beyond_the_limits_are_refused_one_by_one() -> None:
     ]
 
 
+def test_subscriptions_of_all_sessions_are_bounded_together() -> None:
+    bench = Bench(EndpointLimits(subscriptions_max=2))
+    first, second = bench.connect("a"), bench.connect("b", version=V5)
+    first.subscribe("x")
+    first.subscribe("$share/g/x")
+    first.subscribe("x", 1)  # a change, not one more
+    second.send(Subscribe(packet_id=1, subscriptions=(Subscription(topic_filter="x"),)))
+    assert second.read() == [Suback(packet_id=1, reason_codes=(ReasonCode.QUOTA_EXCEEDED,))]
+    first.drop()
+    second.subscribe("x")
+
+
 def test_properties_reach_mqtt_5_subscribers_and_3_1_1_subscribers_get_the_payload() -> None:
     bench = Bench()
     five, three = bench.connect("five", version=V5), bench.connect("three")
@@ -702,6 +714,17 @@ def test_asking_for_all_retained_messages_again_and_again_stops_when_nothing_is_
     subscriber.send(*[ask] * 1000)
     assert len(subscriber.read()) < 500
     assert not subscriber.reading
+
+
+def test_properties_count_against_the_limit_of_held_bytes() -> None:
+    bench = Bench(EndpointLimits(held_bytes_max=100_000))
+    client = bench.connect("c", version=V5)
+    properties = Properties(user_properties=(("", ""),) * 100)
+    for number in range(1, 6):
+        client.publish("a", b"", 1, packet_id=number, properties=properties)
+    assert bench.stats.held_bytes > 100_000
+    client.publish("a", b"", 1, packet_id=6)
+    assert not client.reading
 
 
 def test_the_hosts_messages_are_delivered_and_not_appended() -> None:

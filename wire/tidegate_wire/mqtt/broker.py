@@ -202,9 +202,9 @@ class Broker:
         if len(topic_filter.encode()) > limits.topic_bytes_max or topic_filter.count("/") >= limits.topic_levels_max:
             return ReasonCode.TOPIC_FILTER_INVALID
         if (
-            topic_filter not in session.subscriptions
-            and len(session.subscriptions) >= limits.subscriptions_per_session_max
-        ):
+            len(session.subscriptions) >= limits.subscriptions_per_session_max
+            or len(self._subscriptions) >= limits.subscriptions_max
+        ) and topic_filter not in session.subscriptions:
             return ReasonCode.QUOTA_EXCEEDED
         return None
 
@@ -213,7 +213,7 @@ class Broker:
             will = session.will
             assert will is not None
             session.will = session.will_due_s = None
-            self._publish_will(_will_message(session.client_id, will))
+            self._publish_will(will_message(session.client_id, will))
 
     def _end(self, session: Session) -> None:
         """Drop the session; a will that still waits goes out now (MQTT 5, section 3.1.2.5)."""
@@ -226,10 +226,11 @@ class Broker:
         self._stats.sessions_now = len(self._sessions)
         if session.will is not None:
             will, session.will = session.will, None
-            self._publish_will(_will_message(session.client_id, will))
+            self._publish_will(will_message(session.client_id, will))
 
 
-def _will_message(client_id: str, will: Will) -> ReceivedMessage:
+def will_message(client_id: str, will: Will) -> ReceivedMessage:
+    """What a client's will says when its time has come."""
     properties = will.properties
     return ReceivedMessage(
         client_id=client_id,

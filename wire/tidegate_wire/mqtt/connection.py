@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
+from tidegate_wire.mqtt.broker import will_message
 from tidegate_wire.mqtt.decode import Decoder
 from tidegate_wire.mqtt.encode import PINGRESP, encode
 from tidegate_wire.mqtt.errors import MqttError, ProtocolViolationError, UnsupportedVersionError
@@ -32,6 +33,7 @@ from tidegate_wire.mqtt.packets import (
     Subscribe,
     Unsuback,
     Unsubscribe,
+    Will,
 )
 from tidegate_wire.mqtt.primitives import VARINT_MAX
 from tidegate_wire.mqtt.properties import Properties
@@ -324,7 +326,7 @@ class ServerConnection:
         if packet.properties.authentication_method is not None:
             raise ProtocolViolationError("enhanced authentication is not offered", ReasonCode.BAD_AUTHENTICATION_METHOD)
         if packet.will is not None:
-            server.topics.decode(packet.will.topic.encode())
+            self._check_will(packet.will)
         predecessor = server.connections.get(client_id)
         if predecessor is not None:
             server.stats.takeovers += 1
@@ -353,6 +355,16 @@ class ServerConnection:
                 ReasonCode.CLIENT_IDENTIFIER_NOT_VALID,
             )
         return client_id
+
+    def _check_will(self, will: Will) -> None:
+        """Refuse a will that could not be published, or that is too large to be kept."""
+        self._server.topics.decode(will.topic.encode())
+        size = will_message(self.client_id, will).content_bytes
+        if size > self._server.limits.will_bytes_max:
+            raise ProtocolViolationError(
+                f"a will of {size} bytes; at most {self._server.limits.will_bytes_max} are kept",
+                ReasonCode.QUOTA_EXCEEDED,
+            )
 
     def _expiry_interval_s(self, packet: Connect) -> int:
         """How long the session may outlive the connection; 3.1.1 knows only not at all and for ever."""

@@ -127,7 +127,7 @@ class Intake:
         group = self.open_group()
         group.messages.append(message)
         group.has_retained |= message.retain
-        self.count(group, 1, len(message.topic) + len(message.payload))
+        self.count(group, 1, message.content_bytes)
         return group
 
     def pause(self, publisher: Publisher) -> None:

@@ -10,8 +10,9 @@ class EndpointLimits:
     """What one endpoint holds, waits for and takes at most.
 
     The memory an endpoint can be made to hold is about `held_bytes_max`, plus `retained_bytes_max`, plus
-    `queued_bytes_total_max`, plus for each connection one packet of `packet_bytes_max`, one read of 64 KiB and
-    `outbound_bytes_max`.
+    `queued_bytes_total_max`, plus for each connection one packet of `packet_bytes_max`, one read of 64 KiB,
+    `outbound_bytes_max` and one group of `group_bytes_max` above it, plus for each session a will of `will_bytes_max`,
+    plus some 10 KiB for each of `subscriptions_max`.
     """
 
     connections_max: int = 1_000
@@ -29,7 +30,11 @@ class EndpointLimits:
     """Levels of a topic name or filter: the trie that matches them is as deep as this."""
     subscriptions_per_session_max: int = 1_000
     """Filters of one session; a dashboard that names each device of a site one by one fits."""
-    sessions_max: int = 10_000
+    subscriptions_max: int = 50_000
+    """Filters of all sessions together."""
+    will_bytes_max: int = 16_384
+    """Topic, payload and properties of a will: it says in a few words that a device is gone."""
+    sessions_max: int = 4_000
     """Sessions kept, connected or not. Beyond it the disconnected session that was left longest ago is dropped."""
     session_expiry_max_s: int = 604_800
     """A week. MQTT 3.1.1 sessions without Clean Session never expire by themselves; here they do after this."""

@@ -70,6 +70,11 @@ class Properties:
 
 NO_PROPERTIES: Final = Properties()
 
+USER_PROPERTIES_MAX: Final = 100
+"""User properties that a packet is taken with. One takes five bytes on the wire and 200 in memory; a message that
+carries more than a few dozen is an attack on that ratio.
+"""
+
 
 class _Kind(Enum):
     FLAG = auto()
@@ -162,6 +167,8 @@ def decode_properties(reader: Reader, packet: int) -> Properties:
         else:
             fields[entry.name] = value
     reader.end = outer_end
+    if len(fields.get("user_properties", ())) > USER_PROPERTIES_MAX:
+        raise ProtocolViolationError(f"more than {USER_PROPERTIES_MAX} user properties", ReasonCode.QUOTA_EXCEEDED)
     for name in ("user_properties", "subscription_identifiers"):
         if name in fields:
             fields[name] = tuple(fields[name])

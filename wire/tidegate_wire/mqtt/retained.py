@@ -29,7 +29,7 @@ class RetainedMessages:
     def update(self, message: ReceivedMessage, now_s: float) -> None:
         """Retain `message` in place of its topic's last one; an empty payload only removes that."""
         self._remove(message.topic)
-        size = _size(message)
+        size = message.content_bytes
         if message.payload:
             if (
                 len(self._tree) >= self._limits.retained_messages_max
@@ -56,8 +56,4 @@ class RetainedMessages:
     def _remove(self, topic: str) -> None:
         removed = self._tree.remove(topic)
         if removed is not None:
-            self._bytes -= _size(removed.message)
-
-
-def _size(message: ReceivedMessage) -> int:
-    return len(message.topic) + len(message.payload)
+            self._bytes -= removed.message.content_bytes

@@ -64,7 +64,7 @@ class Delivery:
     @property
     def size_bytes(self) -> int:
         """What it counts against the limits of the queue."""
-        return len(self.message.topic) + len(self.message.payload) + QUEUED_OVERHEAD_BYTES
+        return self.message.content_bytes + QUEUED_OVERHEAD_BYTES
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ from tidegate_wire.mqtt.topics import split_shared
 
 _CACHED_ROUTES_MAX: Final = 8_192
 """Routes remembered by topic, as many as topic names are; a change of subscriptions forgets them all."""
+_CACHED_TARGETS_MAX: Final = 100_000
+"""Targets of all routes remembered; with a thousand subscribers to everything, a hundred topics."""
 
 
 class Subscriber(Protocol):
@@ -103,14 +105,16 @@ class Subscriptions(Generic[S]):
     def __init__(self) -> None:
         self._plain: TopicTree[dict[S, Grant]] = TopicTree()
         self._shared: TopicTree[dict[str, ShareGroup[S]]] = TopicTree()
+        self._size = 0
         self._routes: dict[str, Route[S]] = {}
+        self._routed_targets = 0
 
-    def __bool__(self) -> bool:
-        return len(self._plain) > 0 or len(self._shared) > 0
+    def __len__(self) -> int:
+        return self._size
 
     def add(self, subscriber: S, topic_filter: str, grant: Grant) -> bool:
         """Add a subscription, or change it; True if it is new."""
-        self._routes.clear()
+        self._forget_routes()
         shared = split_shared(topic_filter)
         if shared is None:
             members = self._plain.get(topic_filter)
@@ -124,17 +128,19 @@ class Subscriptions(Generic[S]):
                 self._shared.set(shared.topic_filter, groups)
             members = groups.setdefault(shared.group, ShareGroup()).members
         is_new = subscriber not in members
+        self._size += is_new
         members[subscriber] = grant
         return is_new
 
     def remove(self, subscriber: S, topic_filter: str) -> bool:
         """Remove a subscription; False if there was none."""
-        self._routes.clear()
+        self._forget_routes()
         shared = split_shared(topic_filter)
         if shared is None:
             members = self._plain.get(topic_filter)
             if members is None or members.pop(subscriber, None) is None:
                 return False
+            self._size -= 1
             if not members:
                 self._plain.remove(topic_filter)
             return True
@@ -142,6 +148,7 @@ class Subscriptions(Generic[S]):
         group = None if groups is None else groups.get(shared.group)
         if groups is None or group is None or group.members.pop(subscriber, None) is None:
             return False
+        self._size -= 1
         if not group.members:
             del groups[shared.group]
             if not groups:
@@ -152,10 +159,15 @@ class Subscriptions(Generic[S]):
         """Where messages of `topic` go."""
         route = self._routes.get(topic)
         if route is None:
-            if len(self._routes) >= _CACHED_ROUTES_MAX:
-                self._routes.clear()
+            if len(self._routes) >= _CACHED_ROUTES_MAX or self._routed_targets >= _CACHED_TARGETS_MAX:
+                self._forget_routes()
             route = self._routes[topic] = self._find(topic)
+            self._routed_targets += len(route.targets)
         return route
+
+    def _forget_routes(self) -> None:
+        self._routes.clear()
+        self._routed_targets = 0
 
     def _find(self, topic: str) -> Route[S]:
         grants: dict[S, list[Grant]] = {}
