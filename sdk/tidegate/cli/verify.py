@@ -32,7 +32,7 @@ out of order  read after a higher sequence of the same device, in the same parti
 Exit code 0 if all three are 0, else 5.
 """
 
-DEFAULT_STREAM: Final = "telemetry"
+DEFAULT_STREAM: Final = "events"
 
 _PROGRESS_INTERVAL_S: Final = 2.0
 _PROGRESS_CHECK_ENTRIES: Final = 65_536
