@@ -41,6 +41,7 @@ _OWN_OPTIONS: Final = frozenset(
         "enable.partition.eof",
         "error_cb",
         "fetch.max.bytes",
+        "fetch.queue.backoff.ms",
         "group.id",
         "message.max.bytes",
         "partition.assignment.strategy",
@@ -243,12 +244,11 @@ class Consumer:
             self._reading = self._start_reading()
         self._awaited = True
         try:
-            reading = await asyncio.shield(self._reading)
+            await asyncio.wait([self._reading])
         finally:
             self._awaited = False
-            if self._reading.done():
-                self._reading = None
-        self._take(reading)
+        reading, self._reading = self._reading, None
+        self._take(reading.result())
 
     def _start_reading(self) -> asyncio.Future[Reading]:
         reader = self._open_reader()

@@ -8,6 +8,7 @@ Why librdkafka: docs/adr/0005.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,14 +22,24 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from tidegate import kafka_errors
 from tidegate.errors import StreamTruncatedError, UnknownStreamError, UnreachableError
 from tidegate.event import Event, StreamPartition
+from tidegate.kafka_events import to_event
 
 Start = Literal["earliest", "latest"] | datetime | Mapping[int, int]
 """Where a partition begins: its first event, what comes from now on, a time, or an offset by partition."""
 
 _log = logging.getLogger("tidegate.consumer")
 
+_NEVER: Final = 2**63
+"""Beyond the last offset that there can be."""
+
 _NEW_PARTITIONS_CHECK_INTERVAL_S: Final = 30.0
 """Without a group nobody tells us of partitions that were added; events wait in them at most this long."""
+
+_HEARTBEAT_INTERVAL_MS: Final = 1000
+"""A member hears of a rebalance with its next heartbeat; librdkafka's default makes everyone wait three seconds."""
+
+_FETCH_PAUSE_MS: Final = 5
+"""How long a full buffer keeps librdkafka from fetching again; its default, a second, is most of the time."""
 
 _METADATA_MAX_AGE_MS: Final = 60_000
 """In a group, how soon its members hear of added partitions (librdkafka's default is five minutes)."""
@@ -93,6 +104,7 @@ class KafkaReader:
         timeout_ms = int(options.timeout_s * 1000)
         return {
             "client.id": "tidegate",
+            "heartbeat.interval.ms": _HEARTBEAT_INTERVAL_MS,
             **options.client_options,
             "bootstrap.servers": options.core,
             "group.id": options.group or f"tidegate-without-group-{uuid.uuid4()}",
@@ -104,6 +116,7 @@ class KafkaReader:
             "check.crcs": True,
             "queued.min.messages": limits.buffered_events_max,
             "queued.max.messages.kbytes": max(limits.buffered_bytes_max // 1024, 1),
+            "fetch.queue.backoff.ms": _FETCH_PAUSE_MS,
             "fetch.max.bytes": limits.buffered_bytes_max,
             "message.max.bytes": min(limits.buffered_bytes_max, 1_000_000),
             "socket.timeout.ms": max(timeout_ms, 1000),
@@ -188,39 +201,40 @@ class KafkaReader:
         return Reading(events=events, revoked=self._revoked, finished=finished)
 
     def _to_events(self, messages: Sequence[Message]) -> list[Event]:
+        """The hot path: messages come in runs of one partition, and what is the same for a run is done once."""
         events: list[Event] = []
-        positions, ends, revoked = self._positions, self._ends, self._revoked
-        given_back: set[StreamPartition] = set()
+        append, positions = events.append, self._positions
+        run: StreamPartition | None = None
+        topic, index, end, wanted = "", -1, 0, False
         for message in messages:
             error = message.error()
             if error is not None:
+                run = None  # it may move positions
                 self._on_partition_error(message, error)
                 continue
-            partition = StreamPartition(message.topic() or "", message.partition() or 0)
+            if run is None or message.partition() != index or message.topic() != topic:
+                topic, index = sys.intern(message.topic() or ""), message.partition() or 0
+                run = StreamPartition(topic, index)
+                wanted = run in positions and run not in self._revoked
+                end = _NEVER if self._ends is None else self._ends[run]
             offset = message.offset()
             assert offset is not None
-            if partition in revoked:
-                given_back |= {partition} & positions.keys()
-            if partition not in positions or partition in revoked:
+            if not wanted:
                 continue
-            positions[partition] = offset + 1
-            if ends is not None and offset >= ends[partition]:
-                continue
-            events.append(
-                Event(
-                    stream=partition.stream,
-                    partition=partition.partition,
-                    offset=offset,
-                    device=(message.key() or b"").decode(errors="backslashreplace"),
-                    event_time_ms=message.timestamp()[1],
-                    payload=message.value() or b"",
-                    headers=message.headers() or (),  # type: ignore[arg-type] # the stub describes what producers give
-                )
-            )
-        for partition in given_back:  # taken and given back in one call: which messages came before is not known
+            positions[run] = offset + 1
+            if offset < end:
+                append(to_event(message, topic, index, offset))
+        for partition in self._given_back(messages):
             self._reposition(partition, positions[partition])
         self._core_down = self._core_down and not events
         return events
+
+    def _given_back(self, messages: Sequence[Message]) -> set[StreamPartition]:
+        """Partitions taken away and given back within one call: which of their messages came after is not known."""
+        if not self._revoked:
+            return set()
+        seen = {StreamPartition(message.topic() or "", message.partition() or 0) for message in messages}
+        return seen & set(self._revoked) & self._positions.keys()
 
     def _unfinished(self) -> bool:
         assert self._ends is not None
