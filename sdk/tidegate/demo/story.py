@@ -86,21 +86,22 @@ class Story:
         await self._start_parts()
         fleet = await self._start_fleet()
         start_s = time.monotonic()
-        display.phase(
-            f"{options.devices} devices replay recorded temperatures, {RATE_HZ * options.devices:,.0f} events/s"
-        )
+        who = "1 device replays" if options.devices == 1 else f"{options.devices} devices replay"
+        display.phase(f"{who} recorded temperatures, {RATE_HZ * options.devices:,.0f} events a second")
         cut_s = start_s + QUIET_PART * options.seconds
-        await self._watch_until(cut_s, fleet)
+        await self._watch_until(cut_s)
         if options.outage_s:
             self._relay.cut()
             display.phase("the uplink is cut: the edges go on acknowledging, onto their own disks", uplink_is_cut=True)
-            await self._watch_until(cut_s + KILL_PART * options.outage_s, fleet)
+            await self._watch_until(cut_s + KILL_PART * options.outage_s)
         await self._kill_an_edge()
         if options.outage_s:
-            await self._watch_until(cut_s + options.outage_s, fleet)
+            await self._watch_until(cut_s + options.outage_s)
             self._relay.mend()
             display.phase("the uplink is back: the tide runs out, oldest first")
-        await self._watch_until(float("inf"), fleet)
+        while fleet.running:
+            await self._tick()
+            await asyncio.sleep(_TICK_S)
         if await fleet.wait() != 0:
             raise fleet.failure("failed")
         display.phase("the devices are done; the last events arrive")
@@ -156,15 +157,11 @@ class Story:
         await self._processes.start(self._edges[-1])
         await self._edges[-1].ready()
 
-    async def _watch_until(self, deadline_s: float, fleet: Part) -> None:
-        """Show the counts until the time, or the end of the fleet.
-
-        Raises:
-            PartFailedError: another part ended.
-        """
-        while fleet.running and time.monotonic() < deadline_s:
+    async def _watch_until(self, time_s: float) -> None:
+        """Show the counts until `time_s`, in seconds of `time.monotonic`."""
+        while time.monotonic() < time_s:
             await self._tick()
-            await asyncio.sleep(min(_TICK_S, max(0.0, deadline_s - time.monotonic())))
+            await asyncio.sleep(min(_TICK_S, max(0.0, time_s - time.monotonic())))
 
     async def _drain(self) -> int:
         """Wait until the group saw everything acknowledged; returns how many it missed."""
@@ -178,6 +175,11 @@ class Story:
             await asyncio.sleep(_TICK_S)
 
     async def _tick(self) -> None:
+        """Show the counts as they are now.
+
+        Raises:
+            PartFailedError: a part that has to run ended.
+        """
         for part in (*self._edges, *self._others):
             if not part.running:
                 raise part.failure("ended before the demo did")
