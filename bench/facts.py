@@ -37,7 +37,8 @@ def sentence(facts: dict[str, Any]) -> str:
     """The facts on one line."""
     return (
         f"{facts['cores']} x {facts['cpu']}, Linux {facts['kernel']}, Python {facts['python']}, "
-        f"SQLite {facts['sqlite']}, {facts['file_system']}, fdatasync p50 {facts['fdatasync_p50_us']:.0f} us, load {facts['load_average_1min']:.1f} before the start"
+        f"SQLite {facts['sqlite']}, {facts['file_system']}, fdatasync p50 {facts['fdatasync_p50_us']:.0f} us, "
+        f"load {facts['load_average_1min']:.1f} before the start"
     )
 
 
