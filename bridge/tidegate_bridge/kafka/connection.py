@@ -54,6 +54,7 @@ class KafkaConnection(asyncio.Protocol):
         self._timeout_s = request_timeout_ms / 1000
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._unsent: list[bytes | memoryview] = []
         self._received = bytearray()
         self._needed_bytes = _LENGTH_BYTES
         self._requests: deque[_Request] = deque()
@@ -153,8 +154,16 @@ class KafkaConnection(asyncio.Protocol):
         self._requests.append(_Request(correlation_id, decode, future, now))
         if self._timer is None:
             self._timer = self._loop.call_at(now + self._timeout_s, self._check_timeout)
-        self._transport.writelines(buffers)
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent += buffers
         return future
+
+    def _flush(self) -> None:
+        """Write what this turn of the event loop brought together: one system call for many small requests."""
+        if self._transport is not None and not self.closed:
+            self._transport.writelines(self._unsent)
+        self._unsent.clear()
 
     def _check_timeout(self) -> None:
         self._timer = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -47,14 +48,8 @@ def _response(code: ErrorCode, base_offset: int, message: str | None, details: l
     )
     topic = produce_response.TopicProduceResponse(name=TopicName("telemetry"), partition_responses=(partition,))
     schema: Any = produce_response.ProduceResponse
-    response = schema(responses=(topic,), throttle_time=i32Timedelta.parse(_no_time()))
+    response = schema(responses=(topic,), throttle_time=i32Timedelta.parse(timedelta(0)))
     return encode_response(response, 77)[4:]
-
-
-def _no_time() -> Any:
-    import datetime  # noqa: PLC0415 # only kio wants one
-
-    return datetime.timedelta(0)
 
 
 @given(st.binary(min_size=1, max_size=200), st.text(min_size=1, max_size=30), st.integers(0, 2**31 - 1))
