@@ -25,6 +25,10 @@ LENGTH_BYTES: Final = 4
 FRAME_BYTES_FIRST: Final = 64 * 1024
 """What is set aside for a frame before its bytes come; it doubles as they do, so that a length alone costs little."""
 
+PASSAGE_S: Final = 1.0
+"""How long a request is read on although there is no room, before the one nearest to its end is chosen anew: enough for
+a megabyte over a slow link, and not long for those who wait."""
+
 WRITE_BYTES_HIGH: Final = 1024 * 1024
 """Answers may wait in the socket's buffer up to here before the connection's task waits too: a few Fetch answers of a
 partition each."""
@@ -59,8 +63,10 @@ class Connection(asyncio.BufferedProtocol):
         self._frame_bytes = 0
         self._filled = 0
         self._held_bytes = 0
-        """What this connection counts in the server's budget."""
+        """What this connection has in flight."""
         self._is_reading = True
+        self._passage: asyncio.TimerHandle | None = None
+        """Set while the request on its way is read although there is no room for it."""
         self._has_work = asyncio.Event()
         self._can_write = asyncio.Event()
         self._can_write.set()
@@ -87,10 +93,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._worker is not None:
             self._worker.cancel()
         self._queue.clear()
-        self._frame = None
         self._is_reading = False
-        self._server.memory.give_back(self._held_bytes)
-        self._held_bytes = 0
+        if self._frame is not None:
+            self._end_frame(self._frame)
+        held_bytes, self._held_bytes = self._held_bytes, 0
+        self._server.in_flight.give_back(held_bytes)
 
     def get_buffer(self, _size_hint: int) -> memoryview:
         """Where the next bytes go: into the frame that is on its way, or into the shared buffer."""
@@ -158,26 +165,35 @@ class Connection(asyncio.BufferedProtocol):
         self._frame[: len(first)] = first
         self._frame_bytes = length
         self._filled = len(first)
-        self._hold(size)
+        self._server.half_read.take(size)
 
     def _fill_frame(self, frame: bytearray) -> None:
         if self._filled == self._frame_bytes:
-            self._frame = None
+            self._end_frame(frame)
+            self._hold(len(frame))
             self._take(memoryview(frame))
         elif self._filled == len(frame):
             grown = bytearray(min(self._frame_bytes, 2 * len(frame)))
             grown[: len(frame)] = frame
-            self._hold(len(grown) - len(frame))
+            self._server.half_read.take(len(grown) - len(frame))
             self._frame = grown
+
+    def _end_frame(self, frame: bytearray) -> None:
+        """The frame is whole, or will never be."""
+        self._frame = None
+        self._server.half_read.give_back(len(frame))
+        if self._passage is not None:
+            self._passage.cancel()
+            self._end_passage()
 
     def _hold(self, size_bytes: int) -> None:
         self._held_bytes += size_bytes
-        self._server.memory.take(size_bytes)
+        self._server.in_flight.take(size_bytes)
 
     def _release(self, size_bytes: int) -> None:
         if self._held_bytes:  # else the connection is lost, and everything was given back
             self._held_bytes -= size_bytes
-            self._server.memory.give_back(size_bytes)
+            self._server.in_flight.give_back(size_bytes)
 
     # Requests.
 
@@ -251,7 +267,7 @@ class Connection(asyncio.BufferedProtocol):
                 return []
             await produce.committed()
             return [produce.encode()]
-        await self._server.memory.room()
+        await self._server.in_flight.room()
         return await self._server.dispatcher.answer(header, request.frame, self._host)
 
     async def _send(self, buffers: list[bytes]) -> None:
@@ -273,16 +289,39 @@ class Connection(asyncio.BufferedProtocol):
         return len(self._queue) >= settings.requests_in_flight_max or self._queued_bytes > settings.connection_bytes_max
 
     def _must_pause(self) -> bool:
-        return self._has_enough() or self._server.memory.is_full
+        if self._frame is not None:
+            return self._passage is None and self._server.half_read.is_full
+        return self._has_enough() or self._server.in_flight.is_full
 
     def _pause(self) -> None:
         self._is_reading = False
         self._transport.pause_reading()
-        if not self._has_enough():
-            self._server.memory.when_room(self._resume)
+        if self._frame is not None:
+            self._server.half_read.when_room(self._frame_bytes - self._filled, self._resume_frame)
+        elif not self._has_enough():
+            self._server.in_flight.when_room(self._resume)
+
+    def _resume_frame(self) -> bool:
+        """Read on in the middle of a request; says whether there is one."""
+        if self._frame is None or self._transport.is_closing():
+            return False
+        if self._server.half_read.is_full:
+            self._passage = self._loop.call_later(PASSAGE_S, self._interrupt_passage)
+        self._is_reading = True
+        self._transport.resume_reading()
+        return True
+
+    def _interrupt_passage(self) -> None:
+        self._pause()
+        self._end_passage()
+
+    def _end_passage(self) -> None:
+        self._passage = None
+        self._server.half_read.end_passage()
 
     def _resume(self) -> None:
-        if self._is_reading or self._transport.is_closing():
+        """Cut what was read already into requests, then read on, if there is room."""
+        if self._is_reading or self._frame is not None or self._transport.is_closing():
             return
         if self._rest and not self._has_enough():
             try:
@@ -290,13 +329,11 @@ class Connection(asyncio.BufferedProtocol):
             except MessageError as error:
                 self._refuse(error)
                 return
-        if self._has_enough():
-            return
-        if self._server.memory.is_full:
-            self._server.memory.when_room(self._resume)
-            return
         self._is_reading = True
-        self._transport.resume_reading()
+        if self._must_pause():
+            self._pause()
+        else:
+            self._transport.resume_reading()
 
     # Asked by the server.
 

@@ -1,17 +1,22 @@
-"""What requests and answers in flight take in all, and who waits because it is too much."""
+"""What requests and answers take in all connections together, and who waits because it is too much.
+
+Two counts, so that clients which send half a request and stop are in the way of other half requests only: what is in
+flight gives itself back when it is done, and whoever would add to it waits until then; a request that is half read
+gives nothing back before its other half came. So when all of those wait for each other, one is let through: the one
+that is nearest to its end.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable
 
 
-class MemoryBudget:
-    """Counts bytes. Nobody is refused: whoever would take more asks first, and is called when there is room.
-
-    The limit may be passed by what each connection takes between two questions: one read and one answer.
-    """
+class InFlight:
+    """Bytes of requests that are not answered and of answers that are not sent."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
@@ -20,7 +25,7 @@ class MemoryBudget:
 
     @property
     def is_full(self) -> bool:
-        """Whether more should wait."""
+        """Whether more should wait; each connection may pass the limit by one read and one answer."""
         return self.used_bytes > self.bytes_max
 
     def take(self, size_bytes: int) -> None:
@@ -44,3 +49,50 @@ class MemoryBudget:
             happened = asyncio.Event()
             self.when_room(happened.set)
             await happened.wait()
+
+
+class HalfRead:
+    """Bytes set aside for requests that are not whole yet."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.used_bytes = 0
+        self._waiting: list[tuple[int, int, Callable[[], bool]]] = []
+        """A heap by the bytes that are missing."""
+        self._numbers = itertools.count()
+        self._is_letting_through = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether reading on should wait; one request may pass the limit, and each connection by one read."""
+        return self.used_bytes > self.bytes_max
+
+    def take(self, size_bytes: int) -> None:
+        """Count bytes that are held from now on."""
+        self.used_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Bytes are held no longer: the request is whole, or gone."""
+        self.used_bytes -= size_bytes
+        assert self.used_bytes >= 0
+        while self._waiting and not self.is_full:
+            heapq.heappop(self._waiting)[2]()
+
+    def when_room(self, missing_bytes: int, callback: Callable[[], bool]) -> None:
+        """Call `callback` once reading may go on; it says whether anybody still wants to.
+
+        If it is full even then, that request was let through, and `end_passage` has to be called once it is whole or
+        gone, or has to make way for another: then after it asked for room again.
+        """
+        heapq.heappush(self._waiting, (missing_bytes, next(self._numbers), callback))
+        self._let_one_through()
+
+    def end_passage(self) -> None:
+        """The request that was let through is whole or gone, or waits again."""
+        self._is_letting_through = False
+        self._let_one_through()
+
+    def _let_one_through(self) -> None:
+        while self.is_full and self._waiting and not self._is_letting_through:
+            self._is_letting_through = True
+            self._is_letting_through = heapq.heappop(self._waiting)[2]()

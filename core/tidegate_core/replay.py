@@ -17,9 +17,11 @@ def replay(partition: Partition) -> Iterator[Record]:
     """Yield every record from the log's start to the high watermark; control records are left out.
 
     Raises:
-        PartitionDamaged, StorageFailed: the log can't be read.
+        PartitionDamaged, StorageFailed: the log can't be read, or where it ends is not known.
         BatchError: a batch's records can't be.
     """
+    if partition.failure is not None:
+        raise partition.failure
     offset = partition.log_start_offset
     while offset < partition.high_watermark:
         result = partition.read(offset, READ_BYTES)

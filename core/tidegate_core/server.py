@@ -9,7 +9,7 @@ import structlog
 
 from tidegate_core.connection import Connection
 from tidegate_core.dispatch import Dispatcher
-from tidegate_core.memory import MemoryBudget
+from tidegate_core.memory import HalfRead, InFlight
 from tidegate_core.node import Node
 from tidegate_wire.address import Address
 from tidegate_wire.errors import ConfigError
@@ -33,7 +33,8 @@ class KafkaServer:
         self.node = node
         self.settings = node.settings
         self.dispatcher = Dispatcher(node)
-        self.memory = MemoryBudget(node.settings.memory_bytes_max)
+        self.in_flight = InFlight(node.settings.memory_bytes_max // 2)
+        self.half_read = HalfRead(node.settings.memory_bytes_max // 2)
         self.landing = memoryview(bytearray(LANDING_BYTES))
         """Where reads land; the loop reads one socket at a time and hands the bytes over before the next."""
         self._connections: set[Connection] = set()

@@ -88,7 +88,7 @@ class CoreSettings(BaseModel):
     memory_bytes_max: int = Field(
         default=512 * MIB,
         ge=MIB,
-        description="Bytes of requests and answers in flight of all connections; above it reading stops.",
+        description="Memory for requests and answers of all connections; above it reading stops until some are done.",
     )
     fetch_bytes_max: int = Field(
         default=8 * MIB,

@@ -50,7 +50,7 @@ class RawClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self._correlation_id = 0
+        self.correlation_id = 0
 
     @classmethod
     @asynccontextmanager
@@ -66,9 +66,9 @@ class RawClient:
     def send(self, api: Api, version: int | None = None, **fields: Any) -> tuple[Api, int]:
         """Write a request; hand what this returns to `receive`."""
         version = newest(api) if version is None else version
-        self._correlation_id += 1
+        self.correlation_id += 1
         request = compose(request_type(api, version), fields)
-        self.writer.write(encode_request(request, self._correlation_id, "raw"))
+        self.writer.write(encode_request(request, self.correlation_id, "raw"))
         return api, version
 
     async def receive(self, sent: tuple[Api, int]) -> Any:
