@@ -75,12 +75,12 @@ class Partition:
         "_flusher",
         "_high_watermark",
         "_is_checkpointing",
-        "_is_closed",
         "_read_waits",
         "_wait_numbers",
         "_wants_checkpoint",
         "failure",
         "index",
+        "is_closed",
         "leader_epoch",
         "log",
         "producers",
@@ -102,7 +102,8 @@ class Partition:
         self._read_waits: dict[ReadWait, None] = {}
         self._is_checkpointing = False
         self._wants_checkpoint = False
-        self._is_closed = False
+        self.is_closed = False
+        """Deleted, or shutting down."""
 
     @classmethod
     def open(
@@ -332,11 +333,11 @@ class Partition:
     def close(self) -> None:
         """Answer everyone who waits, and close the files; what was not synced stays unacknowledged."""
         self._fail(PartitionClosed(f"{self.topic}-{self.index} is closed", hint="ask for the partition's leader again"))
-        self._is_closed = True
+        self.is_closed = True
         self.log.close()
 
     def _check_open(self) -> None:
-        if self._is_closed:
+        if self.is_closed:
             assert self.failure is not None
             raise self.failure.with_traceback(None)
 

@@ -70,6 +70,8 @@ async def compact_partition(partition: Partition, files: OpenFiles, now_ms: int)
     except PartitionDamaged as error:
         log.damage = log.damage or error
         raise
+    if partition.is_closed:  # its directory may be another partition's by now
+        return
     save_state(log.directory, load_state(log.directory))  # from here on the log may have gaps, and says so
     for new in cleaned:
         try:

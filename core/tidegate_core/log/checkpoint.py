@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -78,36 +79,32 @@ class CheckpointWriter:
         self._content = content
         self._lock = threading.Lock()
         self.generation = 0
-        """Grows when the log is truncated: recovery points taken before are void."""
+        """Grows when the log is truncated or closed: recovery points taken before are void."""
 
     @property
     def recovery_point(self) -> LogPosition | None:
         """What the file holds."""
         return self._content.recovery_point
 
-    def advance(
-        self,
-        generation: int,
-        recovery_point: LogPosition,
-        leader_epochs: tuple[tuple[LeaderEpoch, Offset], ...],
-        segment_created_ms: int,
-    ) -> None:
-        """Move the recovery point, unless the log was truncated since `generation` or the point moved further.
+    def advance(self, generation: int, content: Checkpoint, prepare: Callable[[], None]) -> None:
+        """Move the recovery point, after `prepare` wrote what has to be on disk before it.
+
+        Nothing is done if the log was truncated or closed since `generation`, or the point is further already.
 
         Raises:
             OSError: the file has its old content.
         """
         with self._lock:
-            old = self._content.recovery_point
-            if generation == self.generation and (old is None or old.offset <= recovery_point.offset):
-                self._write(
-                    replace(
-                        self._content,
-                        recovery_point=recovery_point,
-                        leader_epochs=leader_epochs,
-                        segment_created_ms=segment_created_ms,
-                    )
-                )
+            old, new = self._content.recovery_point, content.recovery_point
+            assert new is not None
+            if generation == self.generation and (old is None or old.offset <= new.offset):
+                prepare()
+                self._write(replace(content, log_start_offset=self._content.log_start_offset))
+
+    def close(self) -> None:
+        """Write nothing from now on: the directory may soon be another partition's."""
+        with self._lock:
+            self.generation += 1
 
     def raise_log_start(self, offset: Offset) -> None:
         """Records below `offset` are gone for good.

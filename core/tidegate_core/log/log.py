@@ -10,6 +10,7 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -235,18 +236,20 @@ class Log:
     def _checkpoint_at(self, end: LogPosition, write_snapshot: Callable[[], None]) -> Callable[[], None]:
         indexes = [(segment.index_path, self._encode_index(segment)) for segment in (*self._unindexed, self._active)]
         generation = self._checkpoint.generation
-        epochs = tuple(self.epochs.entries)
-        created_ms = self._active_created_ms
+        content = Checkpoint(
+            recovery_point=end,
+            leader_epochs=tuple(self.epochs.entries),
+            segment_created_ms=self._active_created_ms,
+        )
         self._unindexed.clear()
         self._appended_since_checkpoint = 0
 
-        def write() -> None:
+        def prepare() -> None:
             write_snapshot()
             for path, data in indexes:
                 replace_file(path, data, durable=False)
-            self._checkpoint.advance(generation, end, epochs, created_ms)
 
-        return write
+        return partial(self._checkpoint.advance, generation, content, prepare)
 
     @staticmethod
     def _encode_index(segment: Segment) -> bytes:
@@ -463,6 +466,7 @@ class Log:
             self._discard(gone)
 
     def close(self) -> None:
-        """Close the files, without a sync."""
+        """Close the files, without a sync; nothing is written to the directory after this."""
+        self._checkpoint.close()
         for segment in self.segments:
             self._files.close(segment)

@@ -273,7 +273,7 @@ class Segment:
                 after = at + header.size_bytes
                 if at == 0 and size < after <= end.byte - start:
                     data = self._pread(after, start)
-                elif after > size:
+                elif after > size and at > 0:
                     break
                 problem = self._problem(header, memoryview(data)[at:after], next_offset, offset)
             except BatchError as error:
@@ -296,6 +296,8 @@ class Segment:
             follows = base_offset == next_offset if self.is_dense else base_offset >= next_offset
         if not follows or not self.base_offset <= base_offset <= last_offset < self.end_offset:
             return f"a batch of offsets {base_offset} to {last_offset} does not belong there"
+        if len(batch) < header.size_bytes:
+            return f"a batch of {header.size_bytes} bytes does not fit there"
         return "" if crc_fits(header, batch) else "the CRC of the batch does not fit"
 
     def _position_of(self, offset: Offset, end: LogPosition) -> int:

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from tests.core.log.support import NOW_MS, append, checkpoint, commit, make_batch, opened, read_all, records_in, values
 from tidegate_core.errors import PartitionDamaged
 from tidegate_core.log.config import LogConfig
+from tidegate_core.log.snapshots import write_snapshot
 from tidegate_wire.identifiers import Offset, ProducerId
 from tidegate_wire.records import BatchHeader
 
@@ -257,6 +258,18 @@ async def test_after_a_crash_only_what_follows_the_recovery_point_is_scanned(tmp
             assert partition.log_end_offset == 2010
     (entry,) = (entry for entry in logs if entry["event"] == "log_recovered")
     assert total - checkpointed <= entry["scanned_bytes"] <= total - checkpointed + 40_000
+
+
+async def test_checkpoint_that_comes_after_the_close_writes_nothing(tmp_path: Path) -> None:
+    """The directory's name may be another partition's by then."""
+    directory = tmp_path / "p"
+    async with opened(directory) as partition:
+        await commit(partition, make_batch(values(3)))
+        late = partition.log.begin_sync(lambda: write_snapshot(directory, Offset(3), partition.producers))
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    late.run()
+    late.write_checkpoint()
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
 async def test_first_snapshot_damaged_falls_back_to_the_one_before(tmp_path: Path) -> None:
