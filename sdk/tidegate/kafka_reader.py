@@ -145,9 +145,10 @@ class KafkaReader:
             )
             return
         with kafka_errors.translated(self._options.core):
-            self._take(self._resolve(partitions, self._options.start))
             if self._options.until_end:
                 self._ends = {partition: self._watermarks(partition)[1] for partition in partitions}
+            # Last, because the core answers a connection's questions in turn, and a Fetch may wait for half a second.
+            self._take(self._resolve(partitions))
 
     def close(self) -> None:
         """Leave the group and close the connections; what was not committed stays uncommitted."""
@@ -374,9 +375,12 @@ class KafkaReader:
             UnreachableError: the core did not answer in time.
         """
         with kafka_errors.translated(self._options.core):
-            return {
-                partition: (position, self._watermarks(partition)[1]) for partition, position in self._positions.items()
-            }
+            return {partition: (position, self._end(partition)) for partition, position in self._positions.items()}
+
+    def _end(self, partition: StreamPartition) -> int:
+        """The end offset as of the last Fetch, which is now: a Fetch is always waiting for what is new."""
+        _, end = self._client.get_watermark_offsets(TopicPartition(*partition), cached=True)
+        return end if end >= 0 else self._watermarks(partition)[1]  # nothing fetched yet
 
     def _resolve(self, partitions: Sequence[StreamPartition], start: Start | None = None) -> dict[StreamPartition, int]:
         start = self._options.start if start is None else start
@@ -394,12 +398,7 @@ class KafkaReader:
 
     def _watermarks(self, partition: StreamPartition) -> tuple[int, int]:
         """First offset and end offset, asked of the core now."""
-        marks = self._client.get_watermark_offsets(
-            TopicPartition(*partition), timeout=self._options.timeout_s, cached=False
-        )
-        if marks is None:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        return marks
+        return self._client.get_watermark_offsets(TopicPartition(*partition), timeout=self._options.timeout_s)
 
 
 class _LibrdkafkaLog:

@@ -77,9 +77,7 @@ class Core:
         assert producer.flush(20) == 0
 
     def producer(self, compression: str = "none") -> Producer:
-        return Producer(
-            {"bootstrap.servers": self.address, "compression.type": compression, "enable.idempotence": True}
-        )
+        return Producer({"bootstrap.servers": self.address, "compression.type": compression})
 
 
 def numbers(events: Iterable[Event]) -> list[int]:

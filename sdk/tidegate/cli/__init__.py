@@ -14,7 +14,7 @@ Examples:
   tidegate core --node-id 1 --listen 127.0.0.1:9092 --data-dir ./core
   tidegate bridge --listen 127.0.0.1:1884 --core 127.0.0.1:9092
   tidegate edge --id plant-7 --listen 127.0.0.1:1883 --uplink mqtt://127.0.0.1:1884 --data-dir ./edge
-  tidegate tail telemetry --core 127.0.0.1:9092
+  tidegate tail events --core 127.0.0.1:9092
 
 Tidegate takes sensor events in over MQTT and lets them run to a cluster of logs that speaks the Kafka protocol:
 every event once, in order per device, none lost.

@@ -30,7 +30,7 @@ def demo(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Run the whole path with an outage, and prove it."""
-    with failures_reported(debug=debug):
+    with failures_reported(debug=debug, prints_data=True):
         with extra_required("demo", "all"):
             # Here, because `tidegate --help` must load neither every part nor a Kafka client.
             from tidegate import demo as demonstration  # noqa: PLC0415

@@ -26,13 +26,24 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def failures_reported(*, debug: bool) -> Iterator[None]:
-    """Turn the errors that people may see into their lines and exit code; our own bugs keep their traceback."""
+def failures_reported(*, debug: bool, prints_data: bool = False) -> Iterator[None]:
+    """Turn the errors that people may see into their lines and exit code; our own bugs keep their traceback.
+
+    With `prints_data`, a closed stdout is no error: whoever read our output has seen enough.
+    """
     try:
         yield
-    except (KeyboardInterrupt, BrokenPipeError) as error:
+    except KeyboardInterrupt:
         _silence_stdout()
-        raise typer.Exit(EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 0) from None
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except OSError as error:  # the disk, mostly; what was wrong is in its words, not in our code
+        _silence_stdout()
+        if prints_data and isinstance(error, BrokenPipeError):
+            raise typer.Exit(0) from None
+        if debug:
+            traceback.print_exception(error, file=sys.stderr)
+        say(f"error: {error}")
+        raise typer.Exit(1) from None
     except (TidegateError, BaseExceptionGroup) as error:
         failure = _first_failure(error)
         if failure is None:
@@ -55,5 +66,5 @@ def _first_failure(error: BaseException) -> TidegateError | None:
 
 
 def _silence_stdout() -> None:
-    """Whoever read our output is gone: what is still buffered must not raise again when Python exits."""
+    """What is still buffered can't be written either, and must not raise again when Python exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

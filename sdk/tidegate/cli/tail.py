@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 HELP = """\b
 Examples:
-  tidegate tail telemetry --core 127.0.0.1:9092
-  tidegate tail telemetry --core 127.0.0.1:9092 --from earliest --count 10
-  tidegate tail telemetry --core 127.0.0.1:9092 --from 2026-05-01T06:00 --json | jq .payload
+  tidegate tail events --core 127.0.0.1:9092
+  tidegate tail events --core 127.0.0.1:9092 --from earliest --count 10
+  tidegate tail events --core 127.0.0.1:9092 --from 2026-05-01T06:00 --json | jq .payload
 
 Print the events of a stream as they come, until Ctrl-C. A line is: event time, partition and offset, edge, device,
 MQTT topic, payload. What a terminal would obey is shown escaped. With --json a line is an object whose payload is
@@ -55,7 +55,7 @@ def tail(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Print the events of a stream as they come."""
-    with failures_reported(debug=debug):
+    with failures_reported(debug=debug, prints_data=True):
         start = _parse_start(begin)
         with extra_required("tail", "sdk"):
             import tidegate.consumer  # noqa: F401, PLC0415 # a missing client is said here, in one line

@@ -19,7 +19,7 @@ from tidegate_wire.ledger import LedgerError, read_ledger
 HELP = """\b
 Examples:
   tidegate verify --core 127.0.0.1:9092 --ledger ledger.jsonl
-  tidegate verify --core 127.0.0.1:9092 --ledger north.jsonl --ledger south.jsonl --stream telemetry --json
+  tidegate verify --core 127.0.0.1:9092 --ledger north.jsonl --ledger south.jsonl --stream events --json
 
 Compare what simulated devices published and had acknowledged (their ledgers, from `tidegate sim --ledger`) with what
 a fresh consumer reads, from the beginning to the end that each partition has now.
@@ -53,7 +53,7 @@ def verify(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Compare what was acknowledged to devices with what the core has."""
-    with failures_reported(debug=debug):
+    with failures_reported(debug=debug, prints_data=True):
         with extra_required("verify", "sdk"):
             import tidegate.consumer  # noqa: F401, PLC0415 # a missing client is said here, in one line
         verification = Verification()

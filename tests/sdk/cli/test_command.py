@@ -17,7 +17,6 @@ HEAVY = (
     "cramjam",
     "kio",
     "paho",
-    "pydantic",
     "structlog",
     "tidegate.demo",
     "tidegate_bridge",
