@@ -229,7 +229,7 @@ class Coordinator:
         group = self.groups.get(group_id)
         if group is None:
             return ErrorCode.group_id_not_found
-        if not group.is_idle:
+        if group.state is not GroupState.EMPTY:
             return ErrorCode.non_empty_group
         return [*self._all_offsets_gone(group_id), GroupRemoval(group_id)]
 
