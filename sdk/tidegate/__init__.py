@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tidegate.consumer import Consumer
     from tidegate.event import Event, StreamPartition
-    from tidegate.kafka_reader import ConsumerLimits
+    from tidegate.kafka_settings import ConsumerLimits
 
 __all__ = ["Consumer", "ConsumerLimits", "Event", "StreamPartition"]
 
 _MODULES = {
     "Consumer": "tidegate.consumer",
-    "ConsumerLimits": "tidegate.kafka_reader",
+    "ConsumerLimits": "tidegate.kafka_settings",
     "Event": "tidegate.event",
     "StreamPartition": "tidegate.event",
 }

@@ -14,9 +14,11 @@ from datetime import datetime
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from tidegate import kafka_settings
 from tidegate.errors import ConfigError
 from tidegate.event import Event, StreamPartition
-from tidegate.kafka_reader import ConsumerLimits, KafkaReader, ReaderOptions, Reading, Start
+from tidegate.kafka_reader import KafkaReader, Reading
+from tidegate.kafka_settings import ConsumerLimits, ReaderOptions, Start
 from tidegate.progress import Progress, lost_partition
 from tidegate_wire.address import Address, AddressError
 
@@ -30,27 +32,6 @@ _POLL_INTERVAL_S: Final = 1.0
 
 _AUTO_COMMIT_INTERVAL_S: Final = 1.0
 """After a crash, the events of about the last second come again."""
-
-_OWN_OPTIONS: Final = frozenset(
-    {
-        "auto.offset.reset",
-        "bootstrap.servers",
-        "check.crcs",
-        "enable.auto.commit",
-        "enable.auto.offset.store",
-        "enable.partition.eof",
-        "error_cb",
-        "fetch.max.bytes",
-        "fetch.queue.backoff.ms",
-        "group.id",
-        "message.max.bytes",
-        "partition.assignment.strategy",
-        "queued.max.messages.kbytes",
-        "queued.min.messages",
-        "socket.timeout.ms",
-        "topic.metadata.refresh.interval.ms",
-    }
-)
 
 
 class Consumer:
@@ -365,6 +346,6 @@ def _check(options: ReaderOptions, *, auto_commit: bool) -> None:
             raise ConfigError("start: partitions and offsets are 0 or more")
     elif start not in ("earliest", "latest"):
         raise ConfigError(f"start: {start!r} is not 'earliest', 'latest', a datetime or {{partition: offset}}")
-    taken = sorted(_OWN_OPTIONS & options.client_options.keys())
+    taken = sorted(kafka_settings.required(options).keys() & options.client_options.keys())
     if taken:
         raise ConfigError(f"client_options: {taken[0]} is set by Consumer itself")

@@ -10,22 +10,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final
 
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from tidegate import kafka_errors
+from tidegate import kafka_errors, kafka_settings
 from tidegate.errors import StreamTruncatedError, UnknownStreamError, UnreachableError
 from tidegate.event import Event, StreamPartition
 from tidegate.kafka_events import to_event
-
-Start = Literal["earliest", "latest"] | datetime | Mapping[int, int]
-"""Where a partition begins: its first event, what comes from now on, a time, or an offset by partition."""
+from tidegate.kafka_settings import ReaderOptions, Start
 
 _log = logging.getLogger("tidegate.consumer")
 
@@ -34,41 +31,6 @@ _NEVER: Final = 2**63
 
 _NEW_PARTITIONS_CHECK_INTERVAL_S: Final = 30.0
 """Without a group nobody tells us of partitions that were added; events wait in them at most this long."""
-
-_HEARTBEAT_INTERVAL_MS: Final = 1000
-"""A member hears of a rebalance with its next heartbeat; librdkafka's default makes everyone wait three seconds."""
-
-_FETCH_PAUSE_MS: Final = 5
-"""How long a full buffer keeps librdkafka from fetching again; its default, a second, is most of the time."""
-
-_METADATA_MAX_AGE_MS: Final = 60_000
-"""In a group, how soon its members hear of added partitions (librdkafka's default is five minutes)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerLimits:
-    """What a consumer holds in memory at most; about twice `buffered_bytes_max` in all."""
-
-    batch_events_max: int = 1000
-    """Events handed over at once: enough that the hop between threads costs nothing per event."""
-    buffered_bytes_max: int = 32 * 1024 * 1024
-    """Record batches fetched ahead: a third of a second at full speed on one core."""
-    buffered_events_max: int = 100_000
-    """Events fetched ahead of a partition; keeps small events from being counted by bytes alone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReaderOptions:
-    """What to read, and how; checked by `Consumer`."""
-
-    streams: tuple[str, ...]
-    core: str
-    group: str | None
-    start: Start
-    until_end: bool
-    timeout_s: float
-    limits: ConsumerLimits
-    client_options: Mapping[str, str | int | float | bool]
 
 
 @dataclass(slots=True)
@@ -96,33 +58,9 @@ class KafkaReader:
         self._failure: KafkaError | None = None
         self._core_down = True  # until it answered once; that it never did is an error, not a warning
         self._partitions_checked_s = 0.0
+        configuration = kafka_settings.defaults() | dict(options.client_options) | kafka_settings.required(options)
         with kafka_errors.translated(options.core):
-            self._client = KafkaConsumer(self._configuration(), logger=_LibrdkafkaLog())
-
-    def _configuration(self) -> dict[str, Any]:
-        options, limits = self._options, self._options.limits
-        timeout_ms = int(options.timeout_s * 1000)
-        return {
-            "client.id": "tidegate",
-            "heartbeat.interval.ms": _HEARTBEAT_INTERVAL_MS,
-            **options.client_options,
-            "bootstrap.servers": options.core,
-            "group.id": options.group or f"tidegate-without-group-{uuid.uuid4()}",
-            "partition.assignment.strategy": "cooperative-sticky",
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": options.until_end,
-            "check.crcs": True,
-            "queued.min.messages": limits.buffered_events_max,
-            "queued.max.messages.kbytes": max(limits.buffered_bytes_max // 1024, 1),
-            "fetch.queue.backoff.ms": _FETCH_PAUSE_MS,
-            "fetch.max.bytes": limits.buffered_bytes_max,
-            "message.max.bytes": min(limits.buffered_bytes_max, 1_000_000),
-            "socket.timeout.ms": max(timeout_ms, 1000),
-            "topic.metadata.refresh.interval.ms": _METADATA_MAX_AGE_MS,
-            "error_cb": self._on_error,
-        }
+            self._client = KafkaConsumer(configuration | {"error_cb": self._on_error}, logger=_LibrdkafkaLog())
 
     # --- opening and closing
 

@@ -23,7 +23,7 @@ from tidegate_wire.errors import ConfigError
 
 if TYPE_CHECKING:
     from tidegate.event import Event
-    from tidegate.kafka_reader import Start
+    from tidegate.kafka_settings import Start
 
 HELP = """\b
 Examples:
