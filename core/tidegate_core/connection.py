@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 import structlog
 
 from tidegate_core.handlers.produce import ProduceInFlight, begin_produce
-from tidegate_core.protocol.versions import Api, is_served
-from tidegate_wire.kafka.messages import MessageError, RequestHeader, decode_request_header
+from tidegate_core.protocol.produce import is_produce
+from tidegate_wire.kafka.messages import MessageError, decode_request_header
 
 if TYPE_CHECKING:
     from tidegate_core.server import KafkaServer
@@ -37,12 +37,10 @@ _log = structlog.get_logger()
 
 
 class _Request(NamedTuple):
-    """A request that waits for its turn, or, a Produce, for its commit."""
+    """A request that waits for its turn."""
 
     size_bytes: int
-    header: RequestHeader
     frame: memoryview
-    produce: ProduceInFlight | None
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -53,7 +51,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", None)
         self._host = ""
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[_Request | ProduceInFlight] = deque()
         self._queued_bytes = 0
         self._unstarted = 0
         """Requests in the queue that are not Produce requests begun already."""
@@ -198,25 +196,20 @@ class Connection(asyncio.BufferedProtocol):
     # Requests.
 
     def _take(self, frame: memoryview) -> None:
-        header = decode_request_header(frame)
-        size_bytes = len(frame)
-        produce: ProduceInFlight | None = None
-        if header.api_key == Api.PRODUCE and not self._unstarted and is_served(Api.PRODUCE, header.api_version):
-            produce = begin_produce(self._server.node, header, frame)
-            frame = frame[:0]
-            if produce.acks == 0:
-                self._end_unanswered(produce, size_bytes)
+        request: _Request | ProduceInFlight
+        if not self._unstarted and is_produce(frame):
+            request = begin_produce(self._server.node, frame)
+            if not request.is_answered:
+                self._release(request.size_bytes)
+                _check_unanswered(request)
                 return
         else:
             self._unstarted += 1
-        self._queued_bytes += size_bytes
-        self._queue.append(_Request(size_bytes, header, frame, produce))
-        self._has_work.set()
-
-    def _end_unanswered(self, produce: ProduceInFlight, size_bytes: int) -> None:
-        self._release(size_bytes)
-        if produce.has_errors:  # the client learns of it in the only way it can, as in Kafka
-            raise MessageError("records sent without asking for an answer were refused")
+            request = _Request(len(frame), frame)
+        self._queued_bytes += request.size_bytes
+        if not self._queue:
+            self._has_work.set()
+        self._queue.append(request)
 
     async def _work(self) -> None:
         """Answer requests, one after the other."""
@@ -237,17 +230,16 @@ class Connection(asyncio.BufferedProtocol):
         released = 0
         while self._queue:
             request = self._queue[0]
-            produce = request.produce
-            if produce is None and out:
-                break  # may take long: first send what is there
-            if produce is not None and not produce.is_committed:
+            if isinstance(request, ProduceInFlight):
+                if not request.is_committed:
+                    if out:
+                        break  # first send what is there
+                    await request.committed()
+                out.append(request.encode())
+            else:
                 if out:
                     break
-                await produce.committed()
-            if produce is not None:
-                out.append(produce.encode())
-            else:
-                out += await self._answer(request)
+                out += await self._answer(request.frame)
                 self._unstarted -= 1
             self._queue.popleft()
             self._queued_bytes -= request.size_bytes
@@ -257,18 +249,16 @@ class Connection(asyncio.BufferedProtocol):
         self._release(released)
         self._resume()
 
-    async def _answer(self, request: _Request) -> list[bytes]:
-        header = request.header
-        if header.api_key == Api.PRODUCE and is_served(Api.PRODUCE, header.api_version):
-            produce = begin_produce(self._server.node, header, request.frame)
-            if produce.acks == 0:
-                if produce.has_errors:
-                    raise MessageError("records sent without asking for an answer were refused")
+    async def _answer(self, frame: memoryview) -> list[bytes]:
+        if is_produce(frame):
+            produce = begin_produce(self._server.node, frame)
+            if not produce.is_answered:
+                _check_unanswered(produce)
                 return []
             await produce.committed()
             return [produce.encode()]
         await self._server.in_flight.room()
-        return await self._server.dispatcher.answer(header, request.frame, self._host)
+        return await self._server.dispatcher.answer(decode_request_header(frame), frame, self._host)
 
     async def _send(self, buffers: list[bytes]) -> None:
         self._transport.writelines(buffers)
@@ -362,3 +352,8 @@ class Connection(asyncio.BufferedProtocol):
     def worker(self) -> asyncio.Task[None] | None:
         """The task that answers; ends soon after the connection is lost."""
         return self._worker
+
+
+def _check_unanswered(produce: ProduceInFlight) -> None:
+    if produce.has_errors:  # the client learns of it in the only way it can, as with Kafka
+        raise MessageError("records sent without asking for an answer were refused")

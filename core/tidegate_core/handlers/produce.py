@@ -21,7 +21,7 @@ from tidegate_core.protocol.produce import (
 )
 from tidegate_core.protocol.versions import PRODUCE_SERVED_FROM
 from tidegate_wire.identifiers import Offset
-from tidegate_wire.kafka.messages import ErrorCode, RequestHeader
+from tidegate_wire.kafka.messages import ErrorCode
 
 _ACKS: Final = frozenset({-1, 0, 1})
 
@@ -29,12 +29,12 @@ _ACKS: Final = frozenset({-1, 0, 1})
 class ProduceInFlight:
     """A Produce request whose records are written and may not be committed yet."""
 
-    __slots__ = ("_header", "_results", "_timeout_ms", "_waits", "acks")
+    __slots__ = ("_request", "_results", "_waits", "size_bytes")
 
-    def __init__(self, header: RequestHeader, request: ProduceRequest) -> None:
-        self.acks = request.acks
-        self._timeout_ms = request.timeout_ms
-        self._header = header
+    def __init__(self, request: ProduceRequest, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        """Of the request's frame."""
+        self._request = request
         self._results: list[ProduceResult] = []
         self._waits: list[tuple[int, Partition, Offset]] = []
         """Position in the results, partition, and the offset it has to commit."""
@@ -50,6 +50,11 @@ class ProduceInFlight:
         self._results.append(ProduceResult(topic, index, code, -1, -1, -1, message))
 
     @property
+    def is_answered(self) -> bool:
+        """Whether the client waits for an answer."""
+        return self._request.acks != 0
+
+    @property
     def has_errors(self) -> bool:
         """Whether a partition refused its records."""
         return any(result.error_code for result in self._results)
@@ -62,7 +67,7 @@ class ProduceInFlight:
     async def committed(self) -> None:
         """Return when every partition committed its records, or can't, or the client's time is over."""
         try:
-            async with asyncio.timeout(max(self._timeout_ms, 1) / 1000):
+            async with asyncio.timeout(max(self._request.timeout_ms, 1) / 1000):
                 while self._waits:
                     position, partition, end_offset = self._waits[0]
                     try:
@@ -72,7 +77,7 @@ class ProduceInFlight:
                     self._waits.pop(0)
         except TimeoutError:
             timed_out = KafkaError(
-                ErrorCode.request_timed_out, f"not committed within {self._timeout_ms} ms; it may still be"
+                ErrorCode.request_timed_out, f"not committed within {self._request.timeout_ms} ms; it may still be"
             )
             for position, partition, end_offset in self._waits:
                 if partition.high_watermark < end_offset:
@@ -85,18 +90,18 @@ class ProduceInFlight:
 
     def encode(self) -> bytes:
         """The response, as a whole frame."""
-        return encode_produce(self._header.correlation_id, self._header.api_version, self._results)
+        return encode_produce(self._request.correlation_id, self._request.version, self._results)
 
 
-def begin_produce(node: Node, header: RequestHeader, frame: memoryview) -> ProduceInFlight:
+def begin_produce(node: Node, frame: memoryview) -> ProduceInFlight:
     """Write the records of a request; nothing waits here.
 
     Raises:
         MessageError: the frame is not a Produce request.
     """
-    request = decode_produce(frame, header.body_offset, header.api_version)
-    produce = ProduceInFlight(header, request)
-    refusal = _refusal_of_all(header, request)
+    request = decode_produce(frame)
+    produce = ProduceInFlight(request, len(frame))
+    refusal = _refusal_of_all(request)
     now_ms = node.clock_ms()
     for topic, index, records in request.partitions:
         if refusal is not None:
@@ -115,8 +120,8 @@ def begin_produce(node: Node, header: RequestHeader, frame: memoryview) -> Produ
     return produce
 
 
-def _refusal_of_all(header: RequestHeader, request: ProduceRequest) -> KafkaError | None:
-    if header.api_version < PRODUCE_SERVED_FROM:
+def _refusal_of_all(request: ProduceRequest) -> KafkaError | None:
+    if request.version < PRODUCE_SERVED_FROM:
         return KafkaError(
             ErrorCode.unsupported_for_message_format, "only record batches are taken (Produce 3, Kafka 0.11)"
         )

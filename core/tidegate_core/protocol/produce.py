@@ -19,9 +19,9 @@ from tidegate_core.protocol.primitives import (
     encode_uvarint,
     read_compact_nullable,
     read_nullable,
-    read_string,
     read_uvarint,
 )
+from tidegate_core.protocol.versions import VERSIONS, Api
 from tidegate_wire.kafka.messages import MessageError, skip_tags
 
 FLEXIBLE_FROM: Final = 9
@@ -29,9 +29,14 @@ FLEXIBLE_FROM: Final = 9
 PARTITIONS_MAX: Final = 10_000
 """In one request; a client's batch of work has as many as it leads to on this node, and each takes a reply of ours."""
 
-_ACKS_TIMEOUT: Final = struct.Struct(">hi")
+_API_KEY: Final = 0
+_HEADER: Final = struct.Struct(">hhih")  # API key, version, correlation id, length of the client id
+_HEAD: Final = struct.Struct(">hii")  # acks, timeout, number of topics
+_FLEXIBLE_HEAD: Final = struct.Struct(">hi")  # acks, timeout
+_INT16: Final = struct.Struct(">h")
 _INT32: Final = struct.Struct(">i")
 _INDEX_LENGTH: Final = struct.Struct(">ii")
+_FRAME: Final = struct.Struct(">ii")  # length, correlation id
 _RESULT: Final = {
     0: struct.Struct(">ihq"),  # partition, error, base offset
     2: struct.Struct(">ihqq"),  # and the append time
@@ -39,22 +44,19 @@ _RESULT: Final = {
 }
 
 
-class ProducePartition(NamedTuple):
-    """What goes to one partition."""
-
-    topic: str
-    partition: int
-    records: memoryview
-    """One record batch, unchecked; empty where the request has null."""
+_Body = tuple[int, int, str | None, list[tuple[str, int, memoryview]]]
 
 
 class ProduceRequest(NamedTuple):
-    """A Produce request of any version."""
+    """A Produce request of any version, with what its header says."""
 
+    version: int
+    correlation_id: int
     acks: int
     timeout_ms: int
     transactional_id: str | None
-    partitions: list[ProducePartition]
+    partitions: list[tuple[str, int, memoryview]]
+    """Topic, partition and its record batch, unchecked; empty where the request has null."""
 
 
 class ProduceResult(NamedTuple):
@@ -69,54 +71,66 @@ class ProduceResult(NamedTuple):
     message: str | None
 
 
-def decode_produce(frame: memoryview, offset: int, version: int) -> ProduceRequest:
-    """Read the request whose header's common part ends at `offset` (`RequestHeader.body_offset`).
+def is_produce(frame: memoryview) -> bool:
+    """Whether a request's frame, without its length, begins as a Produce request does."""
+    return len(frame) > 1 and frame[0] == frame[1] == _API_KEY
+
+
+def decode_produce(frame: memoryview) -> ProduceRequest:
+    """Read a Produce request, header included; `frame` is without its length.
 
     Raises:
-        MessageError: the bytes are not a Produce request of this version.
+        MessageError: the bytes are not a Produce request of a version that is served.
     """
+    version = -1
     try:
-        if version >= FLEXIBLE_FROM:
-            return _decode_flexible(frame, offset)
-        return _decode_fixed(frame, offset, version)
+        _, version, correlation_id, client_id_bytes = _HEADER.unpack_from(frame)
+        offset = _HEADER.size + max(client_id_bytes, 0)
+        if FLEXIBLE_FROM <= version <= VERSIONS[Api.PRODUCE].highest:
+            return ProduceRequest(version, correlation_id, *_decode_flexible(frame, offset))
+        if 0 <= version < FLEXIBLE_FROM:
+            return ProduceRequest(version, correlation_id, *_decode_fixed(frame, offset, version))
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise MessageError(f"not a Produce request of version {version}: {error}") from error
+    raise MessageError(f"Produce version {version} is not served")
 
 
-def _decode_fixed(frame: memoryview, offset: int, version: int) -> ProduceRequest:
+def _decode_fixed(frame: memoryview, offset: int, version: int) -> _Body:
     transactional_id = None
     if version >= 3:
         transactional_id, offset = read_nullable(frame, offset)
-    acks, timeout_ms = _ACKS_TIMEOUT.unpack_from(frame, offset)
-    offset += _ACKS_TIMEOUT.size
-    partitions: list[ProducePartition] = []
+    acks, timeout_ms, topic_count = _HEAD.unpack_from(frame, offset)
+    offset += _HEAD.size
+    partitions: list[tuple[str, int, memoryview]] = []
     size = len(frame)
-    (topic_count,) = _INT32.unpack_from(frame, offset)
-    offset += 4
     for _ in range(topic_count):
-        topic, offset = read_string(frame, offset)
-        (partition_count,) = _INT32.unpack_from(frame, offset)
-        offset += 4
-        _check_count(len(partitions) + partition_count)
+        (length,) = _INT16.unpack_from(frame, offset)
+        end = offset + 2 + length
+        if length < 0 or end > size:
+            raise MessageError(f"a topic's name of {length} bytes where {size - offset - 2} are left")
+        topic = str(frame[offset + 2 : end], "utf-8")
+        (partition_count,) = _INT32.unpack_from(frame, end)
+        offset = end + 4
+        if partition_count > 1:
+            _check_count(len(partitions) + partition_count)
         for _ in range(partition_count):
             index, length = _INDEX_LENGTH.unpack_from(frame, offset)
             offset += 8
             end = offset + length if length > 0 else offset
             if end > size:
                 raise MessageError(f"records of {length} bytes where {size - offset} are left")
-            partitions.append(ProducePartition(topic, index, frame[offset:end]))
+            partitions.append((topic, index, frame[offset:end]))
             offset = end
-    return ProduceRequest(acks, timeout_ms, transactional_id, partitions)
+    return acks, timeout_ms, transactional_id, partitions
 
 
-def _decode_flexible(frame: memoryview, offset: int) -> ProduceRequest:
+def _decode_flexible(frame: memoryview, offset: int) -> _Body:
     offset = skip_tags(frame, offset)  # the header's
     transactional_id, offset = read_compact_nullable(frame, offset)
-    acks, timeout_ms = _ACKS_TIMEOUT.unpack_from(frame, offset)
-    offset += _ACKS_TIMEOUT.size
-    partitions: list[ProducePartition] = []
+    acks, timeout_ms = _FLEXIBLE_HEAD.unpack_from(frame, offset)
+    partitions: list[tuple[str, int, memoryview]] = []
     size = len(frame)
-    topic_count, offset = read_uvarint(frame, offset)
+    topic_count, offset = read_uvarint(frame, offset + _FLEXIBLE_HEAD.size)
     for _ in range(topic_count - 1):
         topic, offset = read_compact_nullable(frame, offset)
         if topic is None:
@@ -129,11 +143,11 @@ def _decode_flexible(frame: memoryview, offset: int) -> ProduceRequest:
             end = offset + length - 1 if length > 0 else offset
             if end > size:
                 raise MessageError(f"records of {length - 1} bytes where {size - offset} are left")
-            partitions.append(ProducePartition(topic, index, frame[offset:end]))
+            partitions.append((topic, index, frame[offset:end]))
             offset = skip_tags(frame, end)
         offset = skip_tags(frame, offset)
     skip_tags(frame, offset)
-    return ProduceRequest(acks, timeout_ms, transactional_id, partitions)
+    return acks, timeout_ms, transactional_id, partitions
 
 
 def _check_count(count: int) -> None:
@@ -143,16 +157,12 @@ def _check_count(count: int) -> None:
 
 def encode_produce(correlation_id: int, version: int, results: list[ProduceResult]) -> bytes:
     """The response as a whole frame, length included; the results of one topic stand together, as in the request."""
-    if version >= FLEXIBLE_FROM:
-        body = _encode_flexible(results)
-        return _INDEX_LENGTH.pack(len(body) + 5, correlation_id) + b"\0" + body
-    body = _encode_fixed(results, version)
-    return _INDEX_LENGTH.pack(len(body) + 4, correlation_id) + body
+    groups = [results] if len(results) == 1 else _by_topic(results)
+    body = _encode_flexible(groups) if version >= FLEXIBLE_FROM else _encode_fixed(groups, version)
+    return _FRAME.pack(len(body) + 4, correlation_id) + body
 
 
 def _by_topic(results: list[ProduceResult]) -> list[list[ProduceResult]]:
-    if len(results) == 1:
-        return [results]
     groups: list[list[ProduceResult]] = []
     for result in results:
         if groups and groups[-1][0].topic == result.topic:
@@ -162,8 +172,7 @@ def _by_topic(results: list[ProduceResult]) -> list[list[ProduceResult]]:
     return groups
 
 
-def _encode_fixed(results: list[ProduceResult], version: int) -> bytes:
-    groups = _by_topic(results)
+def _encode_fixed(groups: list[list[ProduceResult]], version: int) -> bytes:
     layout = _RESULT[5 if version >= 5 else 2 if version >= 2 else 0]
     fields = 5 if version >= 5 else 4 if version >= 2 else 3
     parts = [_INT32.pack(len(groups))]
@@ -178,10 +187,9 @@ def _encode_fixed(results: list[ProduceResult], version: int) -> bytes:
     return b"".join(parts)
 
 
-def _encode_flexible(results: list[ProduceResult]) -> bytes:
-    groups = _by_topic(results)
+def _encode_flexible(groups: list[list[ProduceResult]]) -> bytes:
     layout = _RESULT[5]
-    parts = [encode_uvarint(len(groups) + 1)]
+    parts = [b"\0", encode_uvarint(len(groups) + 1)]  # the header's tags come first
     for group in groups:
         parts += (encode_compact(group[0].topic), encode_uvarint(len(group) + 1))
         for result in group:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import pytest
@@ -11,12 +10,10 @@ from hypothesis import strategies as st
 
 from tidegate_core.protocol import translate
 from tidegate_core.protocol.fetch import FetchedPartition, encode_fetch
-from tidegate_core.protocol.produce import ProduceResult, decode_produce, encode_produce
+from tidegate_core.protocol.produce import ProduceResult, decode_produce, encode_produce, is_produce
 from tidegate_core.protocol.versions import Api
 from tidegate_wire.kafka.messages import (
     MessageError,
-    RequestHeader,
-    decode_request_header,
     decode_response,
     encode_request,
     request_type,
@@ -49,38 +46,38 @@ def test_a_produce_request_is_read_as_kio_wrote_it(
     version: int, topics: list[dict[str, Any]], acks: int, transactional_id: str | None
 ) -> None:
     frame = produce_frame(version, topics, acks, transactional_id)
-    header = decode_request_header(frame)
-    request = decode_produce(memoryview(frame), header.body_offset, version)
+    request = decode_produce(memoryview(frame))
+    assert is_produce(memoryview(frame))
+    assert (request.version, request.correlation_id) == (version, 9)
     assert (request.acks, request.transactional_id) == (acks, transactional_id)
     expected = [
         (topic["name"], part["index"], part["records"] or b"") for topic in topics for part in topic["partition_data"]
     ]
-    assert [(part.topic, part.partition, bytes(part.records)) for part in request.partitions] == expected
+    assert [(topic, index, bytes(records)) for topic, index, records in request.partitions] == expected
 
 
 def test_the_records_are_a_view_into_the_frame_and_not_a_copy() -> None:
     frame = memoryview(
         bytearray(produce_frame(9, [{"name": "t", "partition_data": [{"index": 0, "records": b"abc"}]}], 1, None))
     )
-    header = decode_request_header(frame)
-    (part,) = decode_produce(frame, header.body_offset, 9).partitions
-    part.records[:] = b"xyz"
+    ((_, _, records),) = decode_produce(frame).partitions
+    records[:] = b"xyz"
     assert b"xyz" in bytes(frame)
 
 
 @given(PRODUCE_VERSIONS, topics_of_produce, st.data())
 def test_a_cut_produce_request_is_refused(version: int, topics: list[dict[str, Any]], data: st.DataObject) -> None:
     frame = produce_frame(version, topics, 1, None)
-    header = decode_request_header(frame)
-    end = data.draw(st.integers(header.body_offset, len(frame) - 1))
+    end = data.draw(st.integers(0, len(frame) - 1))
     with pytest.raises(MessageError):
-        decode_produce(memoryview(frame)[:end], header.body_offset, version)
+        decode_produce(memoryview(frame)[:end])
 
 
-@given(st.integers(0, 11), st.binary(max_size=200))
+@given(st.integers(-1, 12), st.binary(max_size=200))
 def test_any_bytes_as_a_produce_request_are_read_or_refused(version: int, body: bytes) -> None:
+    frame = b"\0\0" + version.to_bytes(2, "big", signed=True) + b"\0\0\0\1\xff\xff" + body
     try:
-        decode_produce(memoryview(body), 0, version)
+        decode_produce(memoryview(frame))
     except MessageError:
         return
 
@@ -90,11 +87,10 @@ def test_a_produce_request_with_wrong_bytes_is_read_or_refused(
     version: int, topics: list[dict[str, Any]], wrong: bytes, data: st.DataObject
 ) -> None:
     frame = bytearray(produce_frame(version, topics, 1, None))
-    body_offset = decode_request_header(bytes(frame)).body_offset
-    position = data.draw(st.integers(body_offset, len(frame) - 1))
+    position = data.draw(st.integers(4, len(frame) - 1))
     frame[position : position + len(wrong)] = wrong
     try:
-        decode_produce(memoryview(frame), body_offset, version)
+        decode_produce(memoryview(frame))
     except MessageError:
         return
 
@@ -104,7 +100,7 @@ def test_more_partitions_than_a_request_may_name_are_refused() -> None:
     for version in (8, 9):
         frame = produce_frame(version, [{"name": "t", "partition_data": parts}], 1, None)
         with pytest.raises(MessageError, match="10001 partitions"):
-            decode_produce(memoryview(frame), decode_request_header(frame).body_offset, version)
+            decode_produce(memoryview(frame))
 
 
 results_of_produce = st.lists(
@@ -189,11 +185,8 @@ def test_the_buffers_of_a_fetch_response_are_those_that_were_read() -> None:
 
 
 def test_old_produce_versions_are_read_so_that_they_can_be_refused() -> None:
-    body = io.BytesIO()
-    body.write(b"\x00\x01\x00\x00\x00\x64" + b"\x00\x00\x00\x01" + b"\x00\x01t" + b"\x00\x00\x00\x01")
-    body.write(b"\x00\x00\x00\x05" + b"\x00\x00\x00\x03abc")
-    header = RequestHeader(0, 0, 1, None, 0)
+    body = b"\0\1\0\0\0\x64" + b"\0\0\0\1" + b"\0\1t" + b"\0\0\0\1" + b"\0\0\0\5" + b"\0\0\0\3abc"
     for version, size in ((0, 29), (1, 33), (2, 41)):
-        request = decode_produce(memoryview(body.getvalue()), header.body_offset, version)
-        assert [(part.topic, part.partition, bytes(part.records)) for part in request.partitions] == [("t", 5, b"abc")]
+        request = decode_produce(memoryview(b"\0\0" + bytes([0, version]) + b"\0\0\0\1\xff\xff" + body))
+        assert [(topic, index, bytes(records)) for topic, index, records in request.partitions] == [("t", 5, b"abc")]
         assert len(encode_produce(1, version, [ProduceResult("t", 5, 43, -1, -1, -1, "no")])) == 4 + size
