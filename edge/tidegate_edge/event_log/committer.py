@@ -114,7 +114,7 @@ class Committer:
             EventLogFailed: the log can't be used any more.
         """
         blocked: Blocked = ""
-        if groups and free_bytes(self._directory) < self.limits.disk_free_bytes_min:
+        if groups and not (free_bytes(self._directory) >= self.limits.disk_free_bytes_min and self._reserve.hold()):
             blocked, groups = "disk_full", ()
         transaction = self._begin()
         try:
@@ -140,38 +140,56 @@ class Committer:
             results=results,
             blocked=blocked,
             stats=self.stats(),
-            needs_maintenance=self._written_bytes >= CHECKPOINT_BYTES or self._excess_pages() > 0,
+            needs_maintenance=self._has_vacuumed
+            or self._written_bytes >= CHECKPOINT_BYTES
+            or self._excess_pages()[0] >= VACUUM_PAGES,
         )
 
-    def maintain(self) -> Maintained:
+    def maintain(self, *, is_idle: bool) -> Maintained:
         """Give free pages back and copy the write-ahead log into the database, as much as is due.
+
+        Both make appends wait: giving back moves pages in use to the front, and the file itself only shrinks with a
+        copy and its fsyncs. So while the log is busy, only what costs little is done: pages go back when most of the
+        file is free, and the copy is made when enough was written for one anyway.
 
         Raises:
             EventLogFailed: the log can't be used any more.
         """
         wal_bytes = None
-        needs_more = False
+        excess, in_use = self._excess_pages()
+        is_excessive = excess >= VACUUM_PAGES
         try:
-            excess = self._excess_pages()
-            if excess > 0:
-                pages = min(excess, VACUUM_PAGES)
+            if is_excessive and (is_idle or excess > in_use):
                 # It gives a row without columns for each page, at which `execute` would stop after the first.
-                self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+                self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
                 self._has_vacuumed = True
-                needs_more = excess > pages
-            if self._written_bytes >= CHECKPOINT_BYTES or (self._has_vacuumed and not needs_more):
-                wal_bytes, is_complete = self._checkpoint()
-                needs_more = needs_more or (self._has_vacuumed and not is_complete)
+                self._written_bytes += VACUUM_PAGES * PAGE_BYTES
+            if self._written_bytes >= CHECKPOINT_BYTES or (self._has_vacuumed and is_idle and not is_excessive):
+                wal_bytes, _ = self._checkpoint()
         except sqlite3.Error as error:
             outcome = self._roll_back(error)
             if isinstance(outcome, EventLogFailed):
                 raise outcome from error  # otherwise a full disk or a reader: it is tried again
         self._reserve.hold()
-        return Maintained(wal_bytes=wal_bytes, needs_more=needs_more)
+        return Maintained(wal_bytes=wal_bytes, needs_more=is_excessive or self._has_vacuumed)
 
     def make_space(self) -> bool:
-        """Give the reserve up after `DiskFull`; returns whether that helps."""
-        return self._reserve.release()
+        """After `DiskFull`: give the reserve up, and empty the write-ahead log with it; whether there was a reserve.
+
+        The log's pages need room in the database before the log's own file can be given back; this is why the reserve
+        is larger than the log usually becomes.
+
+        Raises:
+            EventLogFailed: the log can't be used any more.
+        """
+        was_held = self._reserve.release()
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            outcome = self._roll_back(error)
+            if isinstance(outcome, EventLogFailed):
+                raise outcome from error
+        return was_held
 
     def _begin(self) -> Transaction:
         return Transaction(
@@ -263,9 +281,11 @@ class Committer:
             repeats.add(devices.split("\0"), entries_from_bytes(entries))
         return counter, repeats
 
-    def _excess_pages(self) -> int:
+    def _excess_pages(self) -> tuple[int, int]:
+        """Free pages beyond the slack (below 0 if there are fewer), and pages in use."""
         (free_pages,) = self._connection.execute("PRAGMA freelist_count").fetchone()
-        return int(free_pages) - VACUUM_SLACK_BYTES // PAGE_BYTES
+        (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
+        return free_pages - VACUUM_SLACK_BYTES // PAGE_BYTES, pages - free_pages
 
     def _checkpoint(self) -> tuple[int, bool]:
         """Copy the write-ahead log into the database; its size in bytes, and whether all of it was copied."""

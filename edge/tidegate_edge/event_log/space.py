@@ -27,9 +27,9 @@ class Reserve:
         self._is_held = False
 
     def hold(self) -> bool:
-        """Make the file if there is room for it twice; returns whether it is there."""
+        """Make the file if there is room for it twice; returns whether it is there, or not wanted."""
         if self._size_bytes == 0 or self._is_held:
-            return self._is_held
+            return True
         with suppress(OSError):
             if self._path.stat().st_size >= self._size_bytes:
                 self._is_held = True

@@ -26,8 +26,9 @@ class LogLimits:
     on their way go, and a loss record says so."""
     disk_free_bytes_min: int = 128 * _MIB
     """Free space on the file system below which appends wait: room for the write-ahead log, and for others."""
-    reserve_bytes: int = 4 * _MIB
-    """A file given up when the disk is full all the same, so that what the core acknowledged can still be freed."""
+    reserve_bytes: int = 16 * _MIB
+    """A file given up when the disk is full all the same, so that what the core acknowledged can still be freed:
+    twice the write-ahead log as it usually is (`CHECKPOINT_BYTES`)."""
     refused_bytes_max: int = 16 * _MIB
     """Refused batches kept for the operator; the oldest go first."""
     wal_bytes_max: int = 64 * _MIB

@@ -27,7 +27,7 @@ RETRY_MAX_S: Final = 5.0
 """How long appends wait, at first and at most, before the log looks whether there is room again."""
 
 MAINTENANCE_PAUSE_S: Final = 0.05
-"""Between two rounds of giving pages back while nothing else is to be done."""
+"""How long there must be nothing to do before pages are given back, and between two rounds of it."""
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ class Writer:
         self._blocked: Blocked = ""
         self._is_locked = False
         self._wal_is_pinned = False
+        self._needs_maintenance = False
         self._retry_s = RETRY_FIRST_S
         self._task = asyncio.create_task(self._run(), name="event-log-writer")
 
@@ -102,10 +103,10 @@ class Writer:
         try:
             while not (self._closing and not self._changes and (not self._groups or self._blocked)):
                 await self._wait()
-                while self._changes or (self._groups and not self._blocked):
+                is_retry = not self._closing  # blocked groups: is there room by now?
+                while self._changes or (self._groups and (is_retry or not self._blocked)):
+                    is_retry = False
                     await self._commit()
-                if self._groups and not self._closing:
-                    await self._commit()  # blocked: is there room by now?
         except EventLogFailed as error:
             self._failure = error
             self._on_failure(error)
@@ -113,14 +114,19 @@ class Writer:
             self._give_up(self._failure or EventLogClosed("the event log was closed before there was room"))
 
     async def _wait(self) -> None:
-        """Until there is something new to do, or blocked groups are to be tried again."""
+        """Until there is something new to do, or blocked groups are to be tried again; maintain the log meanwhile."""
         if self._closing:
             return
+        is_retry = bool(self._blocked and self._groups)
+        pause_s = self._retry_s if is_retry else MAINTENANCE_PAUSE_S if self._needs_maintenance else None
         try:
-            async with asyncio.timeout(self._retry_s if self._blocked and self._groups else None):
+            async with asyncio.timeout(pause_s):
                 await self._wake.wait()
         except TimeoutError:
-            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            if is_retry:
+                self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            else:
+                await self._maintain(is_idle=True)
         self._wake.clear()
 
     async def _commit(self) -> None:
@@ -144,18 +150,21 @@ class Writer:
             if not self._is_locked:
                 log.warning("event_log.locked", reason=str(error), hint="is the file open in a sqlite3 shell?")
             self._is_locked = True  # the busy timeout has passed: try again at once
+            if self._closing:
+                self._give_up(EventLogClosed("the event log was closed while another process held a lock on it"))
         except EventLogFailed:
             self._changes.extendleft(reversed(changes))
             raise
         else:
             self._is_locked = False
+            if groups:
+                self._note_blocked(committed.blocked)
             self._answer(committed, changes)
             if committed.needs_maintenance:
-                await self._maintain()
+                await self._maintain(is_idle=bool(self._blocked))
 
     def _answer(self, committed: Committed, changes: deque[tuple[Change[Any], asyncio.Future[Any]]]) -> None:
         self._on_commit(committed.stats)
-        self._note_blocked(committed.blocked)
         for _ in range(committed.groups):
             _, done = self._groups.popleft()
             if not done.done():
@@ -171,7 +180,9 @@ class Writer:
     async def _without_space(self, error: DiskFull, *, has_changes: bool, has_groups: bool) -> None:
         """Changes are tried again without the groups, then with the reserve; groups wait."""
         self._note_blocked("disk_full", str(error))
-        if not has_changes:
+        if self._closing:
+            self._give_up(EventLogClosed("the event log was closed while the disk was full"))
+        if not has_changes or self._closing:
             return
         if has_groups:
             groups, self._groups = self._groups, deque()
@@ -186,11 +197,9 @@ class Writer:
             await asyncio.sleep(self._retry_s)
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
 
-    async def _maintain(self) -> None:
-        maintained = await self._database.run(lambda _: self._committer.maintain())
-        while maintained.needs_more and not (self._closing or self._groups or self._changes):
-            await asyncio.sleep(MAINTENANCE_PAUSE_S)
-            maintained = await self._database.run(lambda _: self._committer.maintain())
+    async def _maintain(self, *, is_idle: bool) -> None:
+        maintained = await self._database.run(lambda _: self._committer.maintain(is_idle=is_idle))
+        self._needs_maintenance = maintained.needs_more
         if maintained.wal_bytes is not None:
             self._note_wal(maintained.wal_bytes)
 

@@ -102,4 +102,6 @@ class StreamWindow:
     uncut_since_ms: float = 0.0
     event_bytes: float = 200.0
     """What an event takes in a batch, before compression, as of the last cut."""
+    compression: float = 1.0
+    """How many times smaller a batch is than its records, as of the last cut."""
     cuts: dict[int, Cut] = field(default_factory=dict)

@@ -44,6 +44,8 @@ class CutWanted:
     """For each partition that had a batch of this producer before; the others begin at 0."""
     target_bytes: int
     """Where to stop adding records, before compression."""
+    rows_max: int
+    """Rows that fill it, and some more: further ones need not be read."""
     batch_bytes_max: int
     """What a batch may take at most; one record alone may only fit compressed."""
 

@@ -299,7 +299,7 @@ class Uplink:
             state.first_uncut,
             2**62,
             partial(self._encoder.cut, wanted),
-            rows_max=ROWS_PER_CUT_MAX * share,
+            rows_max=min(wanted.rows_max, ROWS_PER_CUT_MAX) * share,
             bytes_max=wanted.target_bytes * share,
         )
         try:

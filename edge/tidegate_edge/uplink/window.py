@@ -69,6 +69,14 @@ OUT_OF_ORDER_TRIES_BROKEN_MAX: Final = 2
 """Transmissions of a chain's first batch that are answered `out_of_order_sequence_number` until it counts as returned:
 in a healthy chain that needs a core that lost its memory, in a broken one it is the expected answer."""
 
+ROWS_MIN: Final = 64
+ROWS_MARGIN: Final = 1.25
+"""How many rows are read for a cut: a quarter more than fill it, by the size of the last one's, and a few."""
+
+COMPRESSION_MAX: Final = 10.0
+"""How far a cut trusts that its records compress as the last one's did: should they not, the batch is ten times what
+the link was found good for, and the next cut knows."""
+
 PRODUCERS_REMEMBERED: Final = 64
 
 
@@ -213,6 +221,8 @@ class Window:
         state = self._streams[stream]
         records = sum(batch.record_count for batch in batches)
         state.event_bytes = max(1.0, encoded_bytes / records)
+        size_bytes = sum(batch.size_bytes for batch in batches)
+        state.compression = min(COMPRESSION_MAX, max(1.0, encoded_bytes / size_bytes))
         state.uncut_since_ms = now_ms
         for batch in batches:
             self._add(batch, tries=0)
@@ -519,11 +529,11 @@ class Window:
     def _ask_for_cut(self, now_ms: float, welcome: Welcome) -> None:
         if self._cutting is not None or self._producer is None or not self._has_room(welcome, 0):
             return
-        target_bytes = min(welcome.batch_bytes_max, self._flow.batch_bytes)
         for name in list(self._turns):
             stream = self._streams[name]
             if stream.uncut_rows == 0 or not self._may_cut(stream):
                 continue
+            target_bytes = min(welcome.batch_bytes_max, int(self._flow.batch_bytes * stream.compression))
             # Nagle: at once if nothing of the stream is on its way, otherwise a full batch or none for `linger_ms`.
             is_full = stream.uncut_rows * stream.event_bytes >= target_bytes
             if stream.cuts and not is_full and now_ms < stream.uncut_since_ms + self._linger_ms:
@@ -540,6 +550,7 @@ class Window:
                     producer_epoch=self._producer[1],
                     base_sequences={partition: base for (of, partition), base in self._next_base.items() if of == name},
                     target_bytes=target_bytes,
+                    rows_max=ROWS_MIN + int(ROWS_MARGIN * target_bytes / stream.event_bytes),
                     batch_bytes_max=welcome.batch_bytes_max,
                 )
             )
