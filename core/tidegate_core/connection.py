@@ -9,6 +9,7 @@ answers. Reading stops while too much is in flight, on this connection or in all
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
@@ -21,7 +22,8 @@ from tidegate_wire.kafka.messages import MessageError, decode_request_header
 if TYPE_CHECKING:
     from tidegate_core.server import KafkaServer
 
-LENGTH_BYTES: Final = 4
+_LENGTH: Final = struct.Struct(">i")
+LENGTH_BYTES: Final = _LENGTH.size
 FRAME_BYTES_FIRST: Final = 64 * 1024
 """What is set aside for a frame before its bytes come; it doubles as they do, so that a length alone costs little."""
 
@@ -48,6 +50,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, server: KafkaServer) -> None:
         self._server = server
+        self._settings = server.settings
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", None)
         self._host = ""
@@ -137,12 +140,11 @@ class Connection(asyncio.BufferedProtocol):
     def _cut(self, data: memoryview) -> int:
         """Begin the requests of whole frames in `data`; returns how many of its bytes are done with."""
         position, end = 0, len(data)
+        request_bytes_max = self._settings.request_bytes_max
         while end - position >= LENGTH_BYTES and not self._has_enough():
-            length = int.from_bytes(data[position : position + LENGTH_BYTES], "big", signed=True)
-            if not 0 < length <= self._server.settings.request_bytes_max:
-                raise MessageError(
-                    f"a request of {length} bytes; at most {self._server.settings.request_bytes_max} are taken"
-                )
+            (length,) = _LENGTH.unpack_from(data, position)
+            if not 0 < length <= request_bytes_max:
+                raise MessageError(f"a request of {length} bytes; at most {request_bytes_max} are taken")
             start = position + LENGTH_BYTES
             if start + length > end:
                 self._begin_frame(length, data[start:])
@@ -275,7 +277,7 @@ class Connection(asyncio.BufferedProtocol):
     # Flow control.
 
     def _has_enough(self) -> bool:
-        settings = self._server.settings
+        settings = self._settings
         return len(self._queue) >= settings.requests_in_flight_max or self._queued_bytes > settings.connection_bytes_max
 
     def _must_pause(self) -> bool:
@@ -329,7 +331,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def is_stalled(self, now: float) -> bool:
         """Whether the peer stopped in the middle of a request, does not take its answers, or is idle for too long."""
-        settings = self._server.settings
+        settings = self._settings
         unsent = self._transport.get_write_buffer_size()
         if unsent != self._unsent_bytes:
             self._unsent_bytes = unsent

@@ -36,7 +36,7 @@ class Node:
         Raises:
             KafkaError: there is no such partition, or the client's epoch is not the current one.
         """
-        partition = self.controller.partition(topic, index)
+        partition = self.controller.partitions.get((topic, index))
         if partition is None:
             raise self._missing(topic, index)
         if 0 <= leader_epoch != partition.leader_epoch:

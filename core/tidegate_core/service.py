@@ -76,7 +76,7 @@ async def _serve(settings: CoreSettings, logs: LogManager) -> None:
 
 
 def _group_service(settings: CoreSettings, controller: Controller) -> GroupService:
-    async def offsets_partitions() -> list[Partition]:
+    async def offsets_partitions() -> list[Partition | None]:
         if OFFSETS_TOPIC not in controller.image.topics:
             await controller.create_topic(
                 Topic(
@@ -86,8 +86,7 @@ def _group_service(settings: CoreSettings, controller: Controller) -> GroupServi
                 )
             )
         count = controller.image.topics[OFFSETS_TOPIC].partition_count
-        partitions = [controller.partition(OFFSETS_TOPIC, index) for index in range(count)]
-        return [partition for partition in partitions if partition is not None]
+        return [controller.partitions.get((OFFSETS_TOPIC, index)) for index in range(count)]
 
     return GroupService(
         GroupRules(

@@ -32,12 +32,12 @@ class GroupService:
         self,
         rules: GroupRules,
         limits: CoordinatorLimits,
-        offsets_partitions: Callable[[], Awaitable[list[Partition]]],
+        offsets_partitions: Callable[[], Awaitable[list[Partition | None]]],
     ) -> None:
         self._rules = rules
         self._limits = limits
         self._offsets_partitions = offsets_partitions
-        """Gives the partitions of `__consumer_offsets`, and makes them where there are none."""
+        """Gives, and makes if need be, the partitions of `__consumer_offsets`; None for one that could not be opened."""
         self._shards: dict[int, GroupShard] = {}
         self._partition_count = 0
         self._loading = asyncio.Lock()
@@ -56,6 +56,8 @@ class GroupService:
                 return
             partitions = await self._offsets_partitions()
             for partition in partitions:
+                if partition is None:
+                    continue  # which was reported when the metadata was read
                 shard = GroupShard(partition, Coordinator(self._rules, self._limits), self._rules.wall_clock_ms)
                 try:
                     await shard.load()

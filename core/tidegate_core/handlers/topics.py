@@ -85,7 +85,7 @@ def _topic_fields(node: Node, name: str, operations: int) -> Fields:
     node_id = node.settings.node_id
     partitions: list[Fields] = []
     for index in range(topic.partition_count):
-        partition = node.controller.partition(name, index)
+        partition = node.controller.partitions.get((name, index))
         is_there = partition is not None
         partitions.append(
             {

@@ -67,6 +67,8 @@ class Controller:
         self._changing = asyncio.Lock()
         self._taking_ids = asyncio.Lock()
         self._next_id = ProducerId(0)
+        self.partitions: dict[tuple[str, int], Partition] = {}
+        """Those of the topics that metadata knows, by topic and index; one that could not be opened is missing."""
         self._partition = self._logs.partitions.get((METADATA_TOPIC, 0)) or self._logs.create(
             METADATA_TOPIC, 0, config_before_metadata(METADATA_TOPIC)
         )
@@ -85,7 +87,10 @@ class Controller:
         for topic in self.image.topics.values():
             self._logs.configure(topic.name, self.config_of(topic))
             for index in range(topic.partition_count):
-                if (topic.name, index) not in self._logs.partitions:
+                partition = self._logs.partitions.get((topic.name, index))
+                if partition is not None:
+                    self.partitions[topic.name, index] = partition
+                else:
                     reason = self._logs.unopened.get((topic.name, index), "its directory is gone")
                     _log.error("partition_missing", topic=topic.name, partition=index, reason=str(reason))
         for name, index in sorted(self._logs.partitions):
@@ -104,11 +109,6 @@ class Controller:
     def config_of(self, topic: Topic) -> LogConfig:
         """The settings a topic's partitions have."""
         return LogConfig.from_names({**self.default_settings, **topic.settings})
-
-    def partition(self, topic: str, index: int) -> Partition | None:
-        """A partition that metadata knows and that is there."""
-        known = self.image.topics.get(topic)
-        return None if known is None else self._logs.partitions.get((topic, index))
 
     # Topics.
 
@@ -131,8 +131,9 @@ class Controller:
         """
         async with self._changing:
             self.check_new_topic(topic)
-            await self._make_partitions(topic, range(topic.partition_count))
+            made = await self._make_partitions(topic, range(topic.partition_count))
             await self._change(topic.to_record())
+            self.partitions |= made
         _log.info("topic_created", topic=topic.name, partitions=topic.partition_count)
 
     async def delete_topic(self, name: str) -> None:
@@ -146,6 +147,7 @@ class Controller:
             topic = self._known(name)
             await self._change(topic_deleted(name))
             for index in range(topic.partition_count):
+                self.partitions.pop((name, index), None)
                 if (name, index) in self._logs.partitions:
                     self._logs.delete(name, index)
         _log.info("topic_deleted", topic=name)
@@ -171,8 +173,9 @@ class Controller:
         async with self._changing:
             before = self._known(name).partition_count
             topic = self.check_more_partitions(name, partition_count)
-            await self._make_partitions(topic, range(before, partition_count))
+            made = await self._make_partitions(topic, range(before, partition_count))
             await self._change(topic.to_record())
+            self.partitions |= made
         _log.info("partitions_added", topic=name, partitions=partition_count)
 
     def check_settings(self, name: str, settings: Mapping[str, str]) -> Topic:
@@ -212,11 +215,12 @@ class Controller:
                 f"{total}",
             )
 
-    async def _make_partitions(self, topic: Topic, indexes: range) -> None:
+    async def _make_partitions(self, topic: Topic, indexes: range) -> dict[tuple[str, int], Partition]:
         config = self.config_of(topic)
+        made: dict[tuple[str, int], Partition] = {}
         for index in indexes:
             try:
-                self._logs.create(topic.name, index, config)
+                made[topic.name, index] = self._logs.create(topic.name, index, config)
             except PartitionExists:
                 found = self._logs.partitions[topic.name, index]
                 if found.log_end_offset > 0:
@@ -225,7 +229,9 @@ class Controller:
                         hint="move it out of the data directory",
                     ) from None
                 found.config = config  # left by a creation that a crash cut short
+                made[topic.name, index] = found
             await asyncio.sleep(0)  # each one waits for the disk: let others in between
+        return made
 
     # Producer ids.
 

@@ -292,3 +292,15 @@ async def test_a_damaged_partition_of_the_offsets_topic_takes_down_its_groups_on
         response = await client.ask(Api.FIND_COORDINATOR, 4, key_type=0, coordinator_keys=("a", "b"))
         codes = {coordinator.key: coordinator.error_code for coordinator in response.coordinators}
         assert codes == {"a": ErrorCode.coordinator_not_available, "b": ErrorCode.none}
+
+
+async def test_a_missing_partition_of_the_offsets_topic_does_not_move_the_groups_of_others(tmp_path: Path) -> None:
+    async with running_core(tmp_path, offsets_partitions=3) as address, RawClient.connect(address) as client:
+        await client.create_topic("t")
+        for group_id in ("a", "b", "c"):  # in the partitions 1, 2 and 0
+            await commit(client, 5, group_id=group_id)
+    (tmp_path / "data" / "__consumer_offsets-1").rename(tmp_path / "gone")
+    async with running_core(tmp_path) as address, RawClient.connect(address) as client:
+        assert await committed(client, "b") == await committed(client, "c") == {("t", 0): 5}
+        response = await client.ask(Api.OFFSET_FETCH, 8, groups=[{"group_id": "a", "topics": None}])
+        assert response.groups[0].error_code is ErrorCode.coordinator_not_available
