@@ -29,8 +29,11 @@ _log = logging.getLogger("tidegate.consumer")
 _NEVER: Final = 2**63
 """Beyond the last offset that there can be."""
 
-_NEW_PARTITIONS_CHECK_INTERVAL_S: Final = 30.0
-"""Without a group nobody tells us of partitions that were added; events wait in them at most this long."""
+_PARTITIONS_CHECK_INTERVAL_S: Final = 30.0
+"""Nobody tells us of a stream that was deleted, nor, without a group, of partitions that were added."""
+
+_PARTITIONS_CHECK_TIMEOUT_S: Final = 1.0
+"""The consumer can't be closed meanwhile, so a core that is gone must not hold it up for long."""
 
 
 @dataclass(slots=True)
@@ -72,7 +75,7 @@ class KafkaReader:
             UnknownStreamError: it has no such stream.
             RefusedError: it does not let us read.
         """
-        partitions = self._find_partitions()
+        partitions = self._find_partitions(self._options.timeout_s)
         self._core_down = False
         if self._options.group is not None:
             self._client.subscribe(
@@ -92,9 +95,9 @@ class KafkaReader:
         """Leave the group and close the connections; what was not committed stays uncommitted."""
         self._client.close()
 
-    def _find_partitions(self) -> list[StreamPartition]:
+    def _find_partitions(self, timeout_s: float) -> list[StreamPartition]:
         with kafka_errors.translated(self._options.core):
-            topics = self._client.list_topics(timeout=self._options.timeout_s).topics
+            topics = self._client.list_topics(timeout=timeout_s).topics
         found: list[StreamPartition] = []
         for stream in self._options.streams:
             topic = topics.get(stream)
@@ -121,8 +124,7 @@ class KafkaReader:
             RefusedError: the core does not let us read.
             IntegrityError: a record batch is damaged, or the stream is shorter than what was read of it.
         """
-        if self._options.group is None and self._ends is None:
-            self._look_for_new_partitions()
+        self._look_at_partitions()
         self._revoke_commits = revoke_commits
         self._revoked = []
         with kafka_errors.translated(self._options.core):
@@ -179,17 +181,19 @@ class KafkaReader:
         assert self._ends is not None
         return any(self._positions[partition] < end for partition, end in self._ends.items())
 
-    def _look_for_new_partitions(self) -> None:
-        if time.monotonic() - self._partitions_checked_s < _NEW_PARTITIONS_CHECK_INTERVAL_S:
+    def _look_at_partitions(self) -> None:
+        """Whether the streams are still there, which librdkafka keeps to itself; without a group, also what is new."""
+        if time.monotonic() - self._partitions_checked_s < _PARTITIONS_CHECK_INTERVAL_S:
             return
         self._partitions_checked_s = time.monotonic()
         try:
-            added = [partition for partition in self._find_partitions() if partition not in self._positions]
+            partitions = self._find_partitions(_PARTITIONS_CHECK_TIMEOUT_S)
+            added = [partition for partition in partitions if partition not in self._positions]
+            if added and self._options.group is None and self._ends is None:
+                with kafka_errors.translated(self._options.core):
+                    self._take(self._resolve(added, "earliest"))  # they are new, so nothing in them was seen
         except UnreachableError:
             return  # the connection is librdkafka's to mend; the next look is as good
-        if added:
-            with kafka_errors.translated(self._options.core):
-                self._take(self._resolve(added, "earliest"))  # they are new, so nothing in them was seen
 
     # --- what librdkafka tells us
 

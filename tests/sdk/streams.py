@@ -36,6 +36,10 @@ class Core:
         admin = self._admin()
         admin.create_partitions([NewPartitions(stream, total)])[stream].result(10)
 
+    def delete(self, stream: str) -> None:
+        admin = self._admin()
+        admin.delete_topics([stream])[stream].result(10)
+
     def delete_before(self, stream: str, partition: int, offset: int) -> None:
         admin = self._admin()
         wanted = TopicPartition(stream, partition, offset)

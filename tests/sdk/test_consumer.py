@@ -14,7 +14,7 @@ import pytest
 from tests.sdk.streams import Core, assert_in_order, numbers, until
 from tests.support.processes import TidegatePart, free_port
 from tidegate import Consumer, ConsumerLimits, Event, StreamPartition
-from tidegate.errors import ConfigError, UnknownStreamError, UnreachableError
+from tidegate.errors import ConfigError, IntegrityError, StreamTruncatedError, UnknownStreamError, UnreachableError
 
 
 async def read_all(core: Core, *streams: str, **options: Any) -> list[Event]:
@@ -272,10 +272,54 @@ async def test_events_that_expired_unread_are_counted_and_said(core: Core, caplo
     assert "offsets 5 to 19" in caplog.text
 
 
+async def test_a_stream_that_ends_before_the_position_is_damaged_and_not_begun_anew(core: Core) -> None:
+    stream = core.new_stream(partitions=1)
+    core.produce(stream, 10, partitions=1)
+    async with Consumer(stream, core=core.address, start={0: 50}) as consumer:
+        with pytest.raises(StreamTruncatedError, match="ends at offset 10, but was read up to 50") as raised:
+            await take(consumer, 1)
+    assert raised.value.hint
+    assert raised.value.exit_code == 5
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_a_stream_that_is_deleted_is_unknown_from_then_on(
+    core: Core, monkeypatch: pytest.MonkeyPatch, grouped: bool
+) -> None:
+    monkeypatch.setattr("tidegate.kafka_reader._PARTITIONS_CHECK_INTERVAL_S", 0.1)
+    stream = core.new_stream(partitions=1)
+    core.produce(stream, 1, partitions=1)
+    options = {"topic.metadata.propagation.max.ms": 100}
+    group = stream if grouped else None
+    async with Consumer(stream, core=core.address, group=group, client_options=options) as consumer:
+        await take(consumer, 1)
+        await asyncio.to_thread(core.delete, stream)
+        with pytest.raises(UnknownStreamError):
+            await take(consumer, 1)
+
+
+def flip_a_bit(directory: Path, near: bytes) -> None:
+    (segment,) = [path for path in directory.rglob("*.log") if near in path.read_bytes()]
+    with segment.open("r+b") as file:
+        file.seek(segment.read_bytes().index(near))
+        file.write(bytes([near[0] ^ 1]))
+
+
+async def test_a_flipped_bit_on_the_core_is_found(tmp_path: Path) -> None:
+    arguments = ["core", "--node-id", "1", "--listen", "127.0.0.1:0", "--data-dir", str(tmp_path / "data")]
+    with TidegatePart(arguments, tmp_path) as part:
+        core = Core(part.wait_ready()["listen"])
+        stream = core.new_stream(partitions=1)
+        core.produce(stream, 10, partitions=1)
+        flip_a_bit(tmp_path, b'"sequence": 7}')
+        with pytest.raises(IntegrityError, match="damaged"):
+            await read_all(core, stream)
+
+
 async def test_partitions_that_are_added_are_read_from_their_first_event(
     core: Core, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tidegate.kafka_reader._NEW_PARTITIONS_CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr("tidegate.kafka_reader._PARTITIONS_CHECK_INTERVAL_S", 0.1)
     stream = core.new_stream(partitions=1)
     async with Consumer(stream, core=core.address, start="latest") as consumer:
         await asyncio.to_thread(core.add_partitions, stream, 3)
