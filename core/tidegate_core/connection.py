@@ -35,6 +35,9 @@ WRITE_BYTES_HIGH: Final = 1024 * 1024
 """Answers may wait in the socket's buffer up to here before the connection's task waits too: a few Fetch answers of a
 partition each."""
 
+JOINED_BYTES_MAX: Final = 64 * 1024
+"""Answers up to here go to the socket in one piece; joining larger ones costs more than the system calls it saves."""
+
 _log = structlog.get_logger()
 
 
@@ -263,15 +266,21 @@ class Connection(asyncio.BufferedProtocol):
         return await self._server.dispatcher.answer(decode_request_header(frame), frame, self._host)
 
     async def _send(self, buffers: list[bytes]) -> None:
-        self._transport.writelines(buffers)
-        if not self._can_write.is_set():
-            unsent = self._transport.get_write_buffer_size()
-            self._hold(unsent)
-            await self._can_write.wait()
-            self._release(unsent)
+        """Write an answer; returns when the peer took so much of it that there is room for the next."""
+        size_bytes = sum(map(len, buffers))
+        if size_bytes <= JOINED_BYTES_MAX and self._can_write.is_set():
+            self._transport.writelines(buffers)
+            return
+        self._hold(size_bytes)
+        for buffer in buffers:
+            if not self._can_write.is_set():
+                await self._can_write.wait()
+            self._transport.write(buffer)
+        await self._can_write.wait()
+        self._release(size_bytes)
 
     def _refuse(self, error: MessageError) -> None:
-        _log.warning("connection_refused", host=self._host, reason=str(error))
+        self._server.refused(self._host, str(error))
         self._transport.abort()
 
     # Flow control.

@@ -20,6 +20,9 @@ LANDING_BYTES: Final = 256 * 1024
 BACKLOG: Final = 1024
 """Connections that wait to be accepted: a fleet that reconnects at once."""
 
+REFUSALS_LOGGED_MAX: Final = 20
+"""Refused connections that are logged between two sweeps; more are only counted, or a scan would fill the log."""
+
 SWEEP_S: Final = 5.0
 """How often connections are looked at for stalled peers, at most; the timeouts are tens of seconds."""
 
@@ -38,6 +41,7 @@ class KafkaServer:
         self.landing = memoryview(bytearray(LANDING_BYTES))
         """Where reads land; the loop reads one socket at a time and hands the bytes over before the next."""
         self._connections: set[Connection] = set()
+        self._too_many = 0
         self._refused = 0
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -80,7 +84,7 @@ class KafkaServer:
     def admit(self, connection: Connection) -> bool:
         """Whether a new connection may stay."""
         if len(self._connections) >= self.settings.connections_max:
-            self._refused += 1
+            self._too_many += 1
             return False
         self._connections.add(connection)
         return True
@@ -88,6 +92,12 @@ class KafkaServer:
     def dismiss(self, connection: Connection) -> None:
         """A connection is gone."""
         self._connections.discard(connection)
+
+    def refused(self, host: str, reason: str) -> None:
+        """A connection was closed for what it sent."""
+        self._refused += 1
+        if self._refused <= REFUSALS_LOGGED_MAX:
+            _log.warning("connection_refused", host=host, reason=reason)
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -98,6 +108,8 @@ class KafkaServer:
             for connection in [one for one in self._connections if one.is_stalled(now)]:
                 _log.info("connection_timed_out", host=connection.host)
                 connection.close()
-            if self._refused:
-                _log.warning("connections_refused", count=self._refused, connections_max=self.settings.connections_max)
-                self._refused = 0
+            if self._too_many:
+                _log.warning("too_many_connections", count=self._too_many, limit=self.settings.connections_max)
+            if self._refused > REFUSALS_LOGGED_MAX:
+                _log.warning("more_connections_refused", count=self._refused - REFUSALS_LOGGED_MAX)
+            self._too_many = self._refused = 0

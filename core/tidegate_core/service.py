@@ -63,8 +63,7 @@ async def _serve(settings: CoreSettings, logs: LogManager) -> None:
         if OFFSETS_TOPIC in controller.image.topics:
             await groups.load()
         listening = await server.bind(Address.parse(settings.listen))
-        if settings.advertise is None:
-            node.advertised = listening
+        node.advertised = Address(node.advertised.host, node.advertised.port or listening.port)
         await server.start()
         announce_ready(settings.ready_file, listen=str(listening), node_id=settings.node_id)
         _log.info("core_ready", listen=str(listening), node_id=settings.node_id, topics=len(controller.image.topics))

@@ -13,6 +13,8 @@ from tidegate_wire.address import Address
 
 MIB = 1024 * 1024
 
+_ALL_INTERFACES = ("0.0.0.0", "::")
+
 
 def _check_address(text: str) -> str:
     return str(Address.parse(text))
@@ -36,7 +38,8 @@ class CoreSettings(BaseModel):
         default="127.0.0.1:9092", description="HOST:PORT to listen on; port 0 takes a free one."
     )
     advertise: Annotated[str, AfterValidator(_check_address)] | None = Field(
-        default=None, description="HOST:PORT that clients are told to connect to; by default where the node listens."
+        default=None,
+        description="HOST:PORT that clients are told to connect to; by default where the node listens, as for port 0.",
     )
     data_dir: Path = Field(description="Directory for all data of this node.")
     ready_file: Path | None = Field(default=None, description="File to write, as JSON, once the node serves.")
@@ -115,6 +118,12 @@ class CoreSettings(BaseModel):
     offsets_retention_minutes: int = Field(
         default=10_080, ge=1, description="How long the offsets of an empty group are kept, as in Kafka: seven days."
     )
+
+    @model_validator(mode="after")
+    def _check_advertise(self) -> CoreSettings:
+        if self.advertise is None and Address.parse(self.listen).host in _ALL_INTERFACES:
+            raise ValueError(f"advertise is needed with listen = {self.listen}: clients can't connect to that")
+        return self
 
     @model_validator(mode="after")
     def _check_session_timeouts(self) -> CoreSettings:

@@ -37,7 +37,7 @@ class GroupService:
         self._rules = rules
         self._limits = limits
         self._offsets_partitions = offsets_partitions
-        """Gives, and makes if need be, the partitions of `__consumer_offsets`; None for one that could not be opened."""
+        """Gives the partitions of `__consumer_offsets`, made if need be; None for one that could not be opened."""
         self._shards: dict[int, GroupShard] = {}
         self._partition_count = 0
         self._loading = asyncio.Lock()
