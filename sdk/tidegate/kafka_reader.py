@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from confluent_kafka import OFFSET_STORED, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from tidegate import kafka_errors, kafka_settings
 from tidegate.errors import StreamTruncatedError, UnknownStreamError, UnreachableError
@@ -54,8 +54,9 @@ class KafkaReader:
 
     def __init__(self, options: ReaderOptions) -> None:
         self._options = options
-        self._positions: dict[StreamPartition, int] = {}  # the partitions that are ours; the offset to read next
+        self._positions: dict[StreamPartition, int] = {}  # of our partitions, the next offset; negative: not known yet
         self._ends: dict[StreamPartition, int] | None = None
+        self._displaced: set[StreamPartition] = set()  # librdkafka has stopped reading them, for want of an offset
         self._revoked: list[StreamPartition] = []
         self._revoke_commits: Mapping[StreamPartition, int] = {}
         self._failure: KafkaError | None = None
@@ -137,6 +138,7 @@ class KafkaReader:
             if self._failure is not None:
                 raise KafkaException(self._failure)
             events = self._to_events(messages)
+            self._resume_displaced()
         self._revoke_commits = {}  # leaving the group must not commit them again, over newer ones
         finished = self._ends is not None and not self._unfinished()
         return Reading(events=events, revoked=self._revoked, finished=finished)
@@ -205,7 +207,7 @@ class KafkaReader:
             if offset is not None and partition in self._positions:
                 self._positions[partition] = max(self._positions[partition], offset)
         elif code == KafkaError._AUTO_OFFSET_RESET:
-            self._resume_after_gap(partition)
+            self._displaced.add(partition)
         elif code == KafkaError._MAX_POLL_EXCEEDED:
             _log.warning("left the group: the application took longer than max.poll.interval.ms over one event")
         elif kafka_errors.is_passing(error):
@@ -213,11 +215,25 @@ class KafkaReader:
         else:
             raise KafkaException(error)
 
-    def _resume_after_gap(self, partition: StreamPartition) -> None:
-        """The position is outside the log: retention overtook us, or the log lost its end."""
-        if partition not in self._positions:
-            return
+    def _resume_displaced(self) -> None:
+        """Go on with partitions that have no place to read from, unless the core is gone; then at the next call."""
+        for partition in self._displaced & self._positions.keys():
+            try:
+                self._resume(partition)
+            except KafkaException as error:
+                if not kafka_errors.is_passing(error.args[0]):
+                    raise
+                return
+            self._displaced.discard(partition)
+
+    def _resume(self, partition: StreamPartition) -> None:
+        """The group has no offset, or it is outside the log: retention overtook us, or the log lost its end."""
         position = self._positions[partition]
+        if position < 0:
+            fresh = self._resolve([partition])
+            self._reposition(partition, fresh[partition])
+            self._write_down_beginnings(fresh)
+            return
         low, high = self._watermarks(partition)
         if position > high:
             raise StreamTruncatedError(
@@ -245,38 +261,50 @@ class KafkaReader:
 
     # --- the group
 
-    def _on_assign(self, client: KafkaConsumer, assigned: list[TopicPartition]) -> None:
+    def _on_assign(self, _client: KafkaConsumer, assigned: list[TopicPartition]) -> None:
         partitions = [StreamPartition(item.topic, item.partition) for item in assigned]
-        committed = client.committed(assigned, timeout=self._options.timeout_s) if assigned else []
-        positions: dict[StreamPartition, int] = {}
-        for partition, item in zip(partitions, committed, strict=True):
+        try:
+            committed = self._committed(partitions)
+            fresh = self._resolve([partition for partition in partitions if partition not in committed])
+        except KafkaException as error:
+            if not kafka_errors.is_passing(error.args[0]):
+                raise
+            # librdkafka asks again once the core answers; where the group has no offset it says so as of a gap.
+            self._take(dict.fromkeys(partitions, OFFSET_STORED))
+            return
+        self._take(committed | fresh)
+        self._write_down_beginnings(fresh)
+
+    def _committed(self, partitions: Sequence[StreamPartition]) -> dict[StreamPartition, int]:
+        """The group's offsets, of those partitions that have one."""
+        asked = [TopicPartition(*partition) for partition in partitions]
+        answered = self._client.committed(asked, timeout=self._options.timeout_s) if asked else []
+        for item in answered:
             if item.error is not None:
                 raise KafkaException(item.error)
-            if item.offset >= 0:
-                positions[partition] = item.offset
-        fresh = self._resolve([partition for partition in partitions if partition not in positions])
-        self._take(positions | fresh)
-        if fresh:  # so that whoever takes over before our first commit begins at the same place, and skips nothing
-            self._commit_or_warn(client, fresh, "where the group begins is not written down yet")
+        return {StreamPartition(item.topic, item.partition): item.offset for item in answered if item.offset >= 0}
 
-    def _on_revoke(self, client: KafkaConsumer, revoked: list[TopicPartition]) -> None:
+    def _write_down_beginnings(self, fresh: Mapping[StreamPartition, int]) -> None:
+        """So that whoever takes over before our first commit begins at the same place, and skips nothing."""
+        if fresh:
+            self._commit_or_warn(fresh, "where the group begins is not written down yet")
+
+    def _on_revoke(self, _client: KafkaConsumer, revoked: list[TopicPartition]) -> None:
         partitions = [StreamPartition(item.topic, item.partition) for item in revoked]
         positions = {p: self._revoke_commits[p] for p in partitions if p in self._revoke_commits}
         if positions:
-            self._commit_or_warn(client, positions, "the last events of revoked partitions come again")
-        self._give_up(client, partitions)
+            self._commit_or_warn(positions, "the last events of revoked partitions come again")
+        self._give_up(partitions)
 
-    def _commit_or_warn(
-        self, client: KafkaConsumer, positions: Mapping[StreamPartition, int], consequence: str
-    ) -> None:
+    def _commit_or_warn(self, positions: Mapping[StreamPartition, int], consequence: str) -> None:
         try:
-            client.commit(offsets=_topic_partitions(positions), asynchronous=False)
+            self._client.commit(offsets=_topic_partitions(positions), asynchronous=False)
         except KafkaException as error:
             _log.warning("a commit failed, %s: %s", consequence, error)
 
-    def _on_lost(self, client: KafkaConsumer, lost: list[TopicPartition]) -> None:
+    def _on_lost(self, _client: KafkaConsumer, lost: list[TopicPartition]) -> None:
         """Someone else may have had them for a while already: nothing may be committed."""
-        self._give_up(client, [StreamPartition(item.topic, item.partition) for item in lost])
+        self._give_up([StreamPartition(item.topic, item.partition) for item in lost])
 
     def _take(self, positions: dict[StreamPartition, int]) -> None:
         self._positions.update(positions)
@@ -287,11 +315,12 @@ class KafkaReader:
         self._client.incremental_unassign([TopicPartition(*partition)])
         self._take({partition: offset})
 
-    def _give_up(self, client: KafkaConsumer, partitions: list[StreamPartition]) -> None:
+    def _give_up(self, partitions: list[StreamPartition]) -> None:
         for partition in partitions:
             self._positions.pop(partition, None)
+            self._displaced.discard(partition)
         self._revoked += partitions
-        client.incremental_unassign([TopicPartition(*partition) for partition in partitions])
+        self._client.incremental_unassign([TopicPartition(*partition) for partition in partitions])
 
     # --- offsets
 
@@ -317,7 +346,11 @@ class KafkaReader:
             UnreachableError: the core did not answer in time.
         """
         with kafka_errors.translated(self._options.core):
-            return {partition: (position, self._end(partition)) for partition, position in self._positions.items()}
+            return {
+                partition: (position, self._end(partition))
+                for partition, position in self._positions.items()
+                if position >= 0
+            }
 
     def _end(self, partition: StreamPartition) -> int:
         """The end offset as of the last Fetch, which is now: a Fetch is always waiting for what is new."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from tests.sdk.streams import Core, assert_in_order, numbers, until
 from tidegate import Consumer, ConsumerLimits, Event
@@ -153,6 +154,21 @@ async def test_start_is_for_partitions_that_the_group_never_committed(core: Core
         await consumer.commit()
     async with member(core, stream, start="earliest") as consumer:
         assert numbers(await take(consumer, 1)) == [13]
+
+
+async def test_a_core_that_is_gone_just_when_partitions_come_is_waited_for(
+    core: Core, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    monkeypatch.setattr("tidegate.kafka_reader.KafkaReader._committed", no_answer)
+    async with member(core, stream, start={0: 10}) as consumer:
+        assert numbers(await take(consumer, 2)) == [11, 12]
+        assert await asyncio.to_thread(_committed, core, stream) == 10
+        await consumer.commit()
+    async with member(core, stream) as consumer:
+        assert numbers(await take(consumer, 2)) == [13, 14]
 
 
 class Reader:
