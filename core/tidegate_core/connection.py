@@ -31,9 +31,9 @@ PASSAGE_S: Final = 1.0
 """How long a request is read on although there is no room, before the one nearest to its end is chosen anew: enough for
 a megabyte over a slow link, and not long for those who wait."""
 
-WRITE_BYTES_HIGH: Final = 1024 * 1024
-"""Answers may wait in the socket's buffer up to here before the connection's task waits too: a few Fetch answers of a
-partition each."""
+WRITE_BYTES_HIGH: Final = 128 * 1024
+"""What asyncio may hold of an answer, beyond what the kernel does, before the connection's task waits: little, as it
+may be held for every connection, and enough to keep a socket busy."""
 
 JOINED_BYTES_MAX: Final = 64 * 1024
 """Answers up to here go to the socket in one piece; joining larger ones costs more than the system calls it saves."""
@@ -67,7 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self._frame_bytes = 0
         self._filled = 0
         self._held_bytes = 0
-        """What this connection has in flight."""
+        """Of requests that are not answered."""
         self._is_reading = True
         self._passage: asyncio.TimerHandle | None = None
         """Set while the request on its way is read although there is no room for it."""
@@ -101,7 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._frame is not None:
             self._end_frame(self._frame)
         held_bytes, self._held_bytes = self._held_bytes, 0
-        self._server.in_flight.give_back(held_bytes)
+        self._server.requests.give_back(held_bytes)
 
     def get_buffer(self, _size_hint: int) -> memoryview:
         """Where the next bytes go: into the frame that is on its way, or into the shared buffer."""
@@ -191,12 +191,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hold(self, size_bytes: int) -> None:
         self._held_bytes += size_bytes
-        self._server.in_flight.take(size_bytes)
+        self._server.requests.take(size_bytes)
 
     def _release(self, size_bytes: int) -> None:
         if self._held_bytes:  # else the connection is lost, and everything was given back
             self._held_bytes -= size_bytes
-            self._server.in_flight.give_back(size_bytes)
+            self._server.requests.give_back(size_bytes)
 
     # Requests.
 
@@ -262,7 +262,7 @@ class Connection(asyncio.BufferedProtocol):
                 return []
             await produce.committed()
             return [produce.encode()]
-        await self._server.in_flight.room()
+        await self._server.answers.room()
         return await self._server.dispatcher.answer(decode_request_header(frame), frame, self._host)
 
     async def _send(self, buffers: list[bytes]) -> None:
@@ -271,13 +271,14 @@ class Connection(asyncio.BufferedProtocol):
         if size_bytes <= JOINED_BYTES_MAX and self._can_write.is_set():
             self._transport.writelines(buffers)
             return
-        self._hold(size_bytes)
-        for buffer in buffers:
-            if not self._can_write.is_set():
+        self._server.answers.take(size_bytes)
+        try:
+            for buffer in buffers:
                 await self._can_write.wait()
-            self._transport.write(buffer)
-        await self._can_write.wait()
-        self._release(size_bytes)
+                self._transport.write(buffer)
+            await self._can_write.wait()
+        finally:
+            self._server.answers.give_back(size_bytes)
 
     def _refuse(self, error: MessageError) -> None:
         self._server.refused(self._host, str(error))
@@ -292,7 +293,7 @@ class Connection(asyncio.BufferedProtocol):
     def _must_pause(self) -> bool:
         if self._frame is not None:
             return self._passage is None and self._server.half_read.is_full
-        return self._has_enough() or self._server.in_flight.is_full
+        return self._has_enough() or self._server.requests.is_full
 
     def _pause(self) -> None:
         self._is_reading = False
@@ -300,7 +301,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._frame is not None:
             self._server.half_read.when_room(self._frame_bytes - self._filled, self._resume_frame)
         elif not self._has_enough():
-            self._server.in_flight.when_room(self._resume)
+            self._server.requests.when_room(self._resume)
 
     def _resume_frame(self) -> bool:
         """Read on in the middle of a request; says whether there is one."""

@@ -1,9 +1,9 @@
 """What requests and answers take in all connections together, and who waits because it is too much.
 
-Two counts, so that clients which send half a request and stop are in the way of other half requests only: what is in
-flight gives itself back when it is done, and whoever would add to it waits until then; a request that is half read
-gives nothing back before its other half came. So when all of those wait for each other, one is let through: the one
-that is nearest to its end.
+Three counts, so that nobody waits for somebody who waits for them. Answers are held until their peer took them, or is
+closed for not doing so. Requests are held until they are answered, and may wait for room for answers. A request that is
+half read gives nothing back before its other half came, so when all of those wait for each other, one is let through:
+the one that is nearest to its end; clients that send half a request and stop are in the way of nobody else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 
 class InFlight:
-    """Bytes of requests that are not answered and of answers that are not sent."""
+    """Bytes of requests that are not answered, or of answers that are not sent."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max

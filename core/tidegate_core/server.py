@@ -36,8 +36,9 @@ class KafkaServer:
         self.node = node
         self.settings = node.settings
         self.dispatcher = Dispatcher(node)
-        self.in_flight = InFlight(node.settings.memory_bytes_max // 2)
-        self.half_read = HalfRead(node.settings.memory_bytes_max // 2)
+        self.half_read = HalfRead(node.settings.memory_bytes_max // 4)
+        self.requests = InFlight(node.settings.memory_bytes_max // 4)
+        self.answers = InFlight(node.settings.memory_bytes_max // 2)
         self.landing = memoryview(bytearray(LANDING_BYTES))
         """Where reads land; the loop reads one socket at a time and hands the bytes over before the next."""
         self._connections: set[Connection] = set()

@@ -334,6 +334,27 @@ async def test_when_memory_is_short_everybody_waits_and_is_served(tmp_path: Path
             await asyncio.gather(*(produce(number % 4) for number in range(8)))
 
 
+async def test_when_memory_is_short_pipelined_requests_of_every_kind_are_answered(tmp_path: Path) -> None:
+    async with running_core(tmp_path, memory_bytes_max=MIB, fetch_bytes_max=MIB) as address:
+        async with RawClient.connect(address) as admin:
+            await admin.create_topic("t")
+            for _ in range(4):
+                await admin.produce("t", batch_of(random.Random(1).randbytes(200_000)))
+        names = [{"name": "t"}, *({"name": f"{number}" * 200} for number in range(100))]
+
+        async def ask() -> None:
+            async with RawClient.connect(address) as client:
+                sent = []
+                for _ in range(20):
+                    sent.append(client.send(Api.METADATA, 12, topics=names, allow_auto_topic_creation=False))
+                    sent.append(client.send(Api.FETCH, 12, **fetch_fields("t", 0)))
+                for one in sent:
+                    await client.receive(one)
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(ask() for _ in range(20)))
+
+
 async def test_clients_that_fill_the_memory_with_half_requests_do_not_stop_the_others(tmp_path: Path) -> None:
     async with (
         running_core(tmp_path, memory_bytes_max=MIB, connection_stall_s=60.0) as address,
