@@ -7,10 +7,11 @@ Why librdkafka: docs/adr/0005.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -28,6 +29,9 @@ _log = logging.getLogger("tidegate.consumer")
 
 _NEVER: Final = 2**63
 """Beyond the last offset that there can be."""
+
+_STREAMS_NAMED_MAX: Final = 10
+"""In a hint, which should stay a line or two."""
 
 _PARTITIONS_CHECK_INTERVAL_S: Final = 30.0
 """Nobody tells us of a stream that was deleted, nor, without a group, of partitions that were added."""
@@ -104,7 +108,7 @@ class KafkaReader:
             topic = topics.get(stream)
             if topic is None or topic.error is not None:
                 raise UnknownStreamError(
-                    f"{self._options.core} has no stream {stream!r}", hint=_streams_hint(list(topics))
+                    f"{self._options.core} has no stream {stream!r}", hint=_streams_hint(stream, topics)
                 )
             found += [StreamPartition(stream, partition) for partition in sorted(topic.partitions)]
         self._partitions_checked_s = time.monotonic()
@@ -391,6 +395,12 @@ def _topic_partitions(positions: Mapping[StreamPartition, int]) -> list[TopicPar
     return [_topic_partition(partition, offset) for partition, offset in positions.items()]
 
 
-def _streams_hint(streams: list[str]) -> str:
-    shown = sorted(stream for stream in streams if not stream.startswith("__"))[:20]
-    return f"it has {', '.join(shown)}" if shown else "it has no streams yet: they begin with their first event"
+def _streams_hint(wanted: str, streams: Iterable[str]) -> str:
+    """The streams there are, the likeliest first."""
+    named = sorted(stream for stream in streams if not stream.startswith("__"))
+    if not named:
+        return "it has no streams yet: they begin with their first event"
+    near = difflib.get_close_matches(wanted, named, _STREAMS_NAMED_MAX)
+    shown = list(dict.fromkeys((*near, *named)))
+    more = f" and {len(shown) - _STREAMS_NAMED_MAX} more" if len(shown) > _STREAMS_NAMED_MAX else ""
+    return f"it has {', '.join(shown[:_STREAMS_NAMED_MAX])}{more}"
