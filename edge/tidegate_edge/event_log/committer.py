@@ -79,7 +79,7 @@ class Committer:
         self._directory = path.parent
         self._edge = edge
         self.limits = limits
-        self._reserve = Reserve(path.with_name(f"{path.name}-reserve"), limits.reserve_bytes)
+        self._reserve = Reserve(path, limits.reserve_bytes)
         self._meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
         self.batches = tuple(load_batches(connection))
         self._cuts: dict[int, tuple[CutBatch, ...]] = {}

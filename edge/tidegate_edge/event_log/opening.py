@@ -12,6 +12,7 @@ from typing import Final
 from tidegate_edge.errors import EventLogDamaged, EventLogInUse, EventLogTooNew, WrongEdge
 from tidegate_edge.event_log.committer import Committer
 from tidegate_edge.event_log.schema import APPLICATION_ID, SCHEMA_VERSION, configure, create, create_streams
+from tidegate_edge.event_log.space import Reserve
 from tidegate_edge.event_log.state import LogLimits
 
 FILE_NAME: Final = "event-log.db"
@@ -51,11 +52,24 @@ def open_log(
 ) -> Committer:
     """Check the file behind `connection`, make what is missing, load what the log must know.
 
+    On a full disk that takes the reserve's place: SQLite needs a few pages before it can read.
+
     Raises:
         EventLogDamaged: it is not a healthy event log.
         EventLogTooNew: a later version wrote it.
         WrongEdge: it belongs to another edge.
     """
+    try:
+        return _open(connection, path, edge, streams, limits)
+    except sqlite3.OperationalError:
+        if not Reserve(path, limits.reserve_bytes).release():
+            raise
+        return _open(connection, path, edge, streams, limits)
+
+
+def _open(
+    connection: sqlite3.Connection, path: Path, edge: str, streams: Sequence[str], limits: LogLimits
+) -> Committer:
     try:
         has_tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,)
         if has_tables:

@@ -21,8 +21,9 @@ class Reserve:
     disk that another program filled would hold back what the core has long acknowledged.
     """
 
-    def __init__(self, path: Path, size_bytes: int) -> None:
-        self._path = path
+    def __init__(self, database: Path, size_bytes: int) -> None:
+        """Keep `size_bytes` in a file beside `database`."""
+        self._path = database.with_name(f"{database.name}-reserve")
         self._size_bytes = size_bytes
         self._is_held = False
 
@@ -48,9 +49,12 @@ class Reserve:
 
     def release(self) -> bool:
         """Delete the file; returns whether that gave any space back."""
-        was_held, self._is_held = self._is_held, False
-        self._path.unlink(missing_ok=True)
-        return was_held
+        self._is_held = False
+        try:
+            self._path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def _allocate(self) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -74,6 +74,8 @@ class Cut:
     """The batches that were cut from the same rows; the rows leave the log together."""
 
     number: int
+    ordinal: int
+    """Counts the stream's cuts."""
     stream: str
     producer_id: ProducerId
     flights: list[Flight] = field(default_factory=list)
@@ -105,3 +107,13 @@ class StreamWindow:
     compression: float = 1.0
     """How many times smaller a batch is than its records, as of the last cut."""
     cuts: dict[int, Cut] = field(default_factory=dict)
+    """Those that are not settled, in the order of cutting."""
+    cuts_made: int = 0
+
+    @property
+    def span(self) -> int:
+        """Cuts from the oldest one that is not settled on, settled ones included: how far back a batch may have to be
+        recognised.
+        """
+        oldest = next(iter(self.cuts.values()), None)
+        return 0 if oldest is None else self.cuts_made - oldest.ordinal

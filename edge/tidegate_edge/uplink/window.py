@@ -12,8 +12,8 @@ answer sends the chain again from there on, the same bytes (go-back-N). After a 
 producer id is gone, the rest of the chain is not given up unheard: each batch is sent until it is answered, because an
 earlier transmission may have been stored. Only then a fresh producer id is asked for (ADR 0003).
 
-A bridge may hand batches to a Kafka cluster that recognises a producer's last five batches only. So the window counts a
-batch until its rows are freed, and never has more of a stream than the bridge allows.
+A bridge may hand batches to a Kafka cluster that recognises a producer's last five batches only. So no batch is cut
+that is further than the bridge's window from the stream's oldest unsettled one, even if those between are settled.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ class Window:
         self._chains: OrderedDict[ChainKey, Chain] = OrderedDict()
         self._by_number: dict[int, Flight] = {}
         self._cutting: str | None = None
+        self._returning: set[str] = set()
+        """Streams with returned rows that wait until no other answer is open."""
         self._producer: tuple[ProducerId, ProducerEpoch] | None = None
         self._taking: tuple[ProducerId, ProducerEpoch] | None = None
         self._used: deque[ProducerId] = deque(maxlen=PRODUCERS_REMEMBERED)
@@ -363,15 +365,18 @@ class Window:
         cut = stream.cuts[flight.batch.cut]
         if cut.is_resolved() and not cut.has_returned():
             self._settle(cut)
-        if any(item.has_returned() for item in stream.cuts.values()):
-            self._settle_returned(stream)
+        if fate == "returned":
+            self._returning.add(stream.name)
 
-    def _settle_returned(self, stream: StreamWindow) -> None:
+    def _settle_returned(self) -> None:
         """Rows go back in descending order, once no answer is open, so that uncut rows stay above all cut ones."""
-        if all(cut.is_resolved() for cut in stream.cuts.values()):
-            for number in sorted(stream.cuts, reverse=True):
-                if not stream.cuts[number].is_settling:
-                    self._settle(stream.cuts[number])
+        for name in sorted(self._returning):
+            cuts = self._streams[name].cuts
+            if self._cutting != name and all(cut.is_resolved() for cut in cuts.values()):
+                self._returning.discard(name)
+                for number in sorted(cuts, reverse=True):
+                    if not cuts[number].is_settling:
+                        self._settle(cuts[number])
 
     def _settle(self, cut: Cut) -> None:
         cut.is_settling = True
@@ -441,6 +446,7 @@ class Window:
         """Do what the state allows: give up what was never sent, say hello, send, ask for a cut."""
         self._now_ms = now_ms
         self._return_unsent()
+        self._settle_returned()
         if not self._is_connected:
             return
         self._say_hello(now_ms)
@@ -564,6 +570,8 @@ class Window:
             return False
         if any(not flight.is_sent for cut in stream.cuts.values() for flight in cut.flights if flight.fate is None):
             return False
+        if stream.span >= self._welcome.window_batches_max:
+            return False
         active = sum(1 for other in self._streams.values() if other.cuts or other.uncut_rows > 0)
         return len(stream.cuts) < max(1, self._welcome.window_batches_max - (active - 1))
 
@@ -581,7 +589,9 @@ class Window:
         cuts = self._streams[batch.stream].cuts
         cut = cuts.get(batch.cut)
         if cut is None:
-            cut = cuts[batch.cut] = Cut(batch.cut, batch.stream, batch.producer_id)
+            stream = self._streams[batch.stream]
+            cut = cuts[batch.cut] = Cut(batch.cut, stream.cuts_made, batch.stream, batch.producer_id)
+            stream.cuts_made += 1
         cut.flights.append(flight)
 
     def _notice(self, event: str, **facts: object) -> None:
