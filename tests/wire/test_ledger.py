@@ -26,7 +26,18 @@ def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert list(read_ledger(path)) == [whole]
 
 
-@pytest.mark.parametrize("line", ["not json", "[]", "{}", '{"device": "d", "sequence": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not json",
+        "[]",
+        "{}",
+        '{"device": "d", "sequence": 1}',
+        '{"device": "d", "sequence": "1", "state": "published"}',
+        '{"device": 7, "sequence": 1, "state": "published"}',
+        '{"device": "d", "sequence": 1, "state": "lost"}',
+    ],
+)
 def test_another_bad_line_is_named_by_file_and_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text(LedgerEntry("d", 1, "published").to_line() + line + "\n")

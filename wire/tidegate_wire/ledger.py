@@ -15,9 +15,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, get_args
 
 LedgerState = Literal["published", "acknowledged"]
+_STATES: Final = frozenset(get_args(LedgerState))
 
 
 class LedgerError(ValueError):
@@ -48,9 +49,18 @@ def read_ledger(path: Path) -> Iterator[LedgerEntry]:
         for number, line in enumerate(lines, start=1):
             if not line.endswith("\n"):
                 return
-            try:
-                fields = json.loads(line)
-                entry = LedgerEntry(fields["device"], fields["sequence"], fields["state"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise LedgerError(f"{path}, line {number}: not a ledger entry: {line.strip()[:80]!r}") from error
+            entry = _parse(line)
+            if entry is None:
+                raise LedgerError(f"{path}, line {number}: not a ledger entry: {line.strip()[:80]!r}")
             yield entry
+
+
+def _parse(line: str) -> LedgerEntry | None:
+    try:
+        fields = json.loads(line)
+        device, sequence, state = fields["device"], fields["sequence"], fields["state"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if type(device) is not str or type(sequence) is not int or state not in _STATES:
+        return None
+    return LedgerEntry(device, sequence, state)
