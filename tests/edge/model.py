@@ -1,11 +1,11 @@
-"""A model of everything around the window: log, broker, bridges and core, all in memory, driven by one random source."""
+"""A model of everything around the window: log, broker, bridges and core, in memory, driven by one random source."""
 
 from __future__ import annotations
 
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from tidegate_edge.event_log import CutBatch
@@ -373,6 +373,3 @@ class World:
         for stream, sequence, device in self.appended:
             if (stream, sequence) not in lost and sequence not in self.log.rows[stream]:
                 assert stored.get((stream, sequence)) == device, f"{stream} {sequence} is nowhere"
-
-
-__all__ = ["DEVICES", "ModelCore", "ModelLog", "World", "replace"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,13 +15,6 @@ from tidegate_edge.event_log import Event, EventLog, LogLimits, Rows
 from tidegate_edge.event_log.opening import FILE_NAME
 
 EDGE = "edge-1"
-
-
-def seeded() -> tuple[int, random.Random]:
-    """A seed from TIDEGATE_SEED or chance, printed so that a failing run can be repeated."""
-    seed = int(os.environ.get("TIDEGATE_SEED", random.SystemRandom().randrange(2**32)))
-    print(f"seed: {seed} (repeat with TIDEGATE_SEED={seed})")  # noqa: T201  # shown when the test fails
-    return seed, random.Random(seed)
 
 
 def event(number: int, *, stream: str = "events", device: str = "d1", **fields: Any) -> Event:

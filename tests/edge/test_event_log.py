@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.edge.support import event, open_log, query, stored
+from tests.edge.support import event, open_log, query, small_disk, stored
 from tidegate_edge.errors import (
     CutConflict,
     EventLogClosed,
@@ -217,8 +218,6 @@ async def test_a_refused_batch_is_kept_and_written_down_as_lost(tmp_path: Path) 
 
 
 async def test_refused_batches_beyond_their_limit_go_oldest_first(tmp_path: Path) -> None:
-    from tests.edge.support import small_disk
-
     async with open_log(tmp_path, limits=small_disk(refused_bytes_max=250)) as log:
         for number in range(1, 6):
             await log.append([event(number)])
@@ -252,8 +251,6 @@ async def test_disk_space_is_given_back_after_a_drain(tmp_path: Path) -> None:
 
 
 async def test_the_write_ahead_log_stays_bounded_while_a_reader_reads(tmp_path: Path) -> None:
-    from tests.edge.support import small_disk
-
     wal = tmp_path / f"{FILE_NAME}-wal"
     sizes: list[int] = []
     async with open_log(tmp_path, limits=small_disk(wal_bytes_max=16 * 1024 * 1024)) as log:
@@ -286,8 +283,6 @@ async def test_the_log_of_another_edge_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_log_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    import sqlite3
-
     async with open_log(tmp_path):
         pass
     connection = sqlite3.connect(tmp_path / FILE_NAME)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tests.edge.model import World
-from tests.edge.support import seeded
+from tests.support.seeds import seeded
 
 STEPS = 150
 
@@ -48,8 +48,7 @@ def live(world: World, chance: random.Random, *, crash_share: float, forget_shar
 def test_every_event_arrives_once_and_in_order(
     round_number: int, crash_share: float, forget_share: float, refuse_share: float
 ) -> None:
-    seed, _ = seeded()
-    chance = random.Random(f"{seed} {round_number} {crash_share} {forget_share} {refuse_share}")
+    chance = random.Random(f"{seeded().random()} {round_number} {crash_share} {forget_share} {refuse_share}")
     by_device = {"events": False, "alarms": False, "readings": True}
     world = World(
         chance,

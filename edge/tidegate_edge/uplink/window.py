@@ -46,9 +46,9 @@ STREAM_NOT_ALLOWED: Final = "stream_not_allowed"
 PRODUCER_GONE: Final = frozenset({"unknown_producer_id", "invalid_producer_epoch", "producer_fenced"})
 """Answers that say nothing against the batch: the core has no state of its producer id, and has not stored it."""
 
-HELLO_TIMEOUT_MS: Final = 5_000.0
+HELLO_TIMEOUT_MS: Final = 2_000.0
 HELLO_TIMEOUT_MAX_MS: Final = 60_000.0
-HELLO_TRIES_MAX: Final = 3
+HELLO_TRIES_MAX: Final = 5
 """Hellos without a welcome on one connection, before another connection is tried."""
 
 RECHECK_MS: Final = 60_000.0
