@@ -41,6 +41,11 @@ SANS_IO = (
     "bridge/tidegate_bridge/kafka/cluster.py",
     "core/tidegate_core/producers.py",
     "core/tidegate_core/groups/group.py",
+    "core/tidegate_core/groups/member.py",
+    "core/tidegate_core/groups/coordinator.py",
+    "core/tidegate_core/groups/records.py",
+    "core/tidegate_core/metadata/image.py",
+    "core/tidegate_core/protocol/*.py",
     "firmware-sim/tidegate_sim/device.py",
 )
 """Protocol code: clock, randomness and bytes are given in."""
