@@ -23,17 +23,20 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
-ENTRIES_PER_DEVICE_MAX: Final = 1024
-"""As many as a device may have unacknowledged (`EndpointLimits.receive_maximum`); clients have 10 to 100 in flight."""
+ENTRIES_PER_DEVICE_MAX: Final = 65_535
+"""All packet identifiers. MQTT 3.1.1 has no Receive Maximum, and a client may have every one unacknowledged: paho-mqtt
+sends everything that it has queued when it comes back."""
 
 ENTRIES_MAX: Final = 1 << 20
-"""Entries of all devices: 8 MiB. With more than 1,024 devices each has less than its 1,024, with 32,768 still 32."""
+"""Entries of all devices: 8 MiB, up to twice that while windows fill. With more than 16 devices each has less than all
+identifiers, with 1,024 it has 1,024 (what an MQTT 5 client may have unacknowledged), with 32,768 still 32."""
 
 DEVICES_MAX: Final = 32_768
 """Devices remembered; the one that was heard longest ago is forgotten first."""
 
-JOURNAL_ENTRIES_MAX: Final = 65_536
-"""Events between two writings of the windows. More is a longer start, less is more wear on the card."""
+JOURNAL_ENTRIES_MAX: Final = 1 << 18
+"""Events between two writings of the windows. More is a longer start (a quarter of a second), less is more wear on the
+card: the windows of 16 busy devices are 8 MiB, so 32 bytes an event."""
 
 _ENTRY_TYPE: Final = "Q"
 _PACKET_ID_SHIFT: Final = 32

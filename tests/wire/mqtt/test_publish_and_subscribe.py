@@ -204,12 +204,31 @@ def test_more_than_receive_maximum_is_refused_and_no_more_than_that_is_taken(qos
     assert len(bench.appended) == 9 + 5 + 3
 
 
-def test_a_3_1_1_client_knows_no_receive_maximum() -> None:
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_3_1_1_client_knows_no_receive_maximum(qos: int) -> None:
+    """paho-mqtt sends all that it has queued when it comes back, before it answers a PUBREC."""
     bench = Bench(EndpointLimits(receive_maximum=3))
     client = bench.connect("c")
-    client.send(*(Publish(topic="a", payload=b"x", qos=1, packet_id=number) for number in range(1, 10)))
+    client.send(*(Publish(topic="a", payload=b"x", qos=qos, packet_id=number) for number in range(1, 10)))
     bench.append_all()
     assert len(client.read()) == 9
+    assert bench.stats.qos2_now == (9 if qos == 2 else 0)
+    client.send(*(Pubrel(packet_id=number) for number in range(1, 10) if qos == 2))
+    assert bench.stats.qos2_now == 0
+
+
+def test_packet_ids_of_qos_2_messages_are_bounded_over_all_sessions_and_given_back_when_sessions_end() -> None:
+    bench = Bench(EndpointLimits(qos2_total_max=5))
+    a, b = bench.connect("a"), bench.connect("b")
+    for client, count in ((a, 3), (b, 3)):
+        client.send(*(Publish(topic="t", payload=b"x", qos=2, packet_id=number + 1) for number in range(count)))
+    bench.append_all()
+    assert len(a.read()) == 3
+    assert b.closed
+    assert bench.stats.qos2_now == 3  # the session of b ended with its connection
+    a.send(*(Publish(topic="t", payload=b"x", qos=2, packet_id=number) for number in (4, 5)))
+    bench.append_all()
+    assert len(a.read()) == 2
 
 
 def test_topic_aliases_are_resolved_per_connection() -> None:

@@ -178,13 +178,13 @@ class ServerConnection:
         session = self._session
         assert session is not None, "only a connected client publishes"
         for packet_id in acks.pubrecs:
-            session.qos2[packet_id] = Qos2.STORED
+            session.store_qos2(packet_id)
         self._unacknowledged -= len(acks.pubacks)
         if self._closed:
             return
         pubrecs = acks.pubrecs
         if acks.repeated:
-            pubrecs = pubrecs + [packet_id for packet_id in acks.repeated if session.qos2.get(packet_id) is Qos2.STORED]
+            pubrecs = pubrecs + [number for number in acks.repeated if session.qos2_state(number) is Qos2.STORED]
         if acks.pubacks:
             self.send(b"\x40\x02" + b"\x40\x02".join(acks.pubacks))
         if pubrecs:
@@ -196,7 +196,7 @@ class ServerConnection:
         session = self._session
         assert session is not None, "only a connected client publishes"
         for packet_id in acks.pubrecs:
-            session.qos2.pop(packet_id, None)
+            session.end_qos2(packet_id)
         self.disconnect(ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR, "append failed", now_s)
 
     def resume(self, now_s: float) -> None:
@@ -282,7 +282,7 @@ class ServerConnection:
     def _receive_allowance(self) -> int:
         """QoS 1 and 2 messages that may still come before something is acknowledged (MQTT 5, section 4.9)."""
         assert self._session is not None
-        return self._server.limits.receive_maximum - self._unacknowledged - len(self._session.qos2)
+        return self._server.limits.receive_maximum - self._unacknowledged - self._session.qos2_count
 
     def _handle(self, packet: Packet, now_s: float) -> None:
         if isinstance(packet, Connect):
@@ -407,15 +407,20 @@ class ServerConnection:
         topic = self._resolve_alias(packet)
         intake = self._server.intake
         packet_id = packet.packet_id
-        if packet.qos == 2 and packet_id in session.qos2:
+        if packet.qos == 2 and session.qos2_state(packet_id) is not None:
             self._server.stats.duplicates_answered += 1
             # through the intake, since the first one may not be safe yet
             intake.open_group().acks_for(self).repeated.append(packet_id)
             return
-        if packet.qos and self._receive_allowance() <= 0 and (self.version is _V5 or packet.qos == 2):
+        limits = self._server.limits
+        if packet.qos and self.version is _V5 and self._receive_allowance() <= 0:
             raise ProtocolViolationError(
-                f"more than {self._server.limits.receive_maximum} messages without acknowledgement",
+                f"more than {limits.receive_maximum} messages without acknowledgement",
                 ReasonCode.RECEIVE_MAXIMUM_EXCEEDED,
+            )
+        if packet.qos == 2 and self._server.stats.qos2_now >= limits.qos2_total_max:
+            raise ProtocolViolationError(
+                f"{limits.qos2_total_max} QoS 2 messages of all clients wait for PUBREL", ReasonCode.QUOTA_EXCEEDED
             )
         group = intake.add(
             ReceivedMessage(
@@ -439,7 +444,7 @@ class ServerConnection:
             self._unacknowledged += 1
             acks.pubacks.append(packet_id.to_bytes(2, "big"))
         elif packet.qos == 2:
-            session.qos2[packet_id] = Qos2.APPENDING
+            session.begin_qos2(packet_id)
             acks.pubrecs.append(packet_id)
 
     def _resolve_alias(self, packet: Publish) -> str:
@@ -459,13 +464,13 @@ class ServerConnection:
         return self._aliases[alias]
 
     def _on_pubrel(self, packet_id: int, session: Session) -> None:
-        state = session.qos2.get(packet_id)
+        state = session.qos2_state(packet_id)
         if state is Qos2.APPENDING:
             raise ProtocolViolationError("PUBREL before PUBREC")
         reason = ReasonCode.SUCCESS
         if state is None and self.version is _V5:
             reason = ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
-        session.qos2.pop(packet_id, None)
+        session.end_qos2(packet_id)
         self.send(encode(Pubcomp(packet_id=packet_id, reason_code=reason), self.version))
 
     def _on_subscribe(self, packet: Subscribe, session: Session, now_s: float) -> None:

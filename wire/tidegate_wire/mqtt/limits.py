@@ -12,7 +12,7 @@ class EndpointLimits:
     The memory an endpoint can be made to hold is about `held_bytes_max`, plus `retained_bytes_max`, plus
     `queued_bytes_total_max`, plus for each connection one packet of `packet_bytes_max`, one read of 64 KiB,
     `outbound_bytes_max` and one group of `group_bytes_max` above it, plus for each session a will of `will_bytes_max`,
-    plus some 10 KiB for each of `subscriptions_max`.
+    plus some 10 KiB for each of `subscriptions_max`, plus some 100 bytes for each of `qos2_total_max`.
     """
 
     connections_max: int = 1_000
@@ -43,6 +43,10 @@ class EndpointLimits:
     are noticed within 90 minutes. MQTT 3.1.1 has no way to say so: its clients get what they ask for."""
     receive_maximum: int = 1_024
     """QoS 1 and 2 PUBLISH packets that an MQTT 5 client may have unacknowledged; ten times what clients use."""
+    qos2_total_max: int = 262_144
+    """QoS 2 messages between PUBLISH and PUBREL, of all sessions together: each is a packet id to be remembered. MQTT
+    3.1.1 has no Receive Maximum: a client may use all 65,535 packet ids at once, and paho-mqtt sends everything that it
+    has queued before it answers the first PUBREC. Beyond it, the client that sends one more is closed."""
     topic_alias_maximum: int = 64
     """Topic aliases a client may set on one connection; a device has few topics."""
     group_messages_max: int = 5_000

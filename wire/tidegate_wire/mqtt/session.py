@@ -114,7 +114,7 @@ class Session:
     def __init__(self, client_id: str, limits: EndpointLimits, stats: EndpointStats, budget: QueueBudget) -> None:
         self.client_id = client_id
         self.subscriptions: dict[str, Grant] = {}
-        self.qos2: dict[int, Qos2] = {}
+        self._qos2: dict[int, Qos2] = {}
         self.expiry_interval_s = 0
         self.ends_at_s: float | None = None
         """When it expires; None while it is connected."""
@@ -142,6 +142,31 @@ class Session:
     def queued(self) -> int:
         """Messages that wait, sent ones not counted."""
         return len(self._queue)
+
+    @property
+    def qos2_count(self) -> int:
+        """QoS 2 messages of the client between PUBLISH and PUBREL."""
+        return len(self._qos2)
+
+    def qos2_state(self, packet_id: int) -> Qos2 | None:
+        """Where the client's QoS 2 message stands; None if there is none with this packet id."""
+        return self._qos2.get(packet_id)
+
+    def begin_qos2(self, packet_id: int) -> None:
+        """The client sent a QoS 2 message under a packet id that was free."""
+        assert packet_id not in self._qos2, packet_id
+        self._qos2[packet_id] = Qos2.APPENDING
+        self._stats.qos2_now += 1
+
+    def store_qos2(self, packet_id: int) -> None:
+        """It is safe. A session that ended meanwhile does not remember it."""
+        if packet_id in self._qos2:
+            self._qos2[packet_id] = Qos2.STORED
+
+    def end_qos2(self, packet_id: int) -> None:
+        """PUBREL came, or the message was not stored: the packet id is free."""
+        if self._qos2.pop(packet_id, None) is not None:
+            self._stats.qos2_now -= 1
 
     def deliver_qos0(self, data: bytes) -> None:
         """Send an encoded PUBLISH if the client takes it, or drop it."""
@@ -225,7 +250,9 @@ class Session:
         self.send_queued(now_s)
 
     def discard(self) -> None:
-        """Give back what the queue holds: the session ends."""
+        """Give back what queue and packet ids hold: the session ends."""
+        self._stats.qos2_now -= len(self._qos2)
+        self._qos2.clear()
         self._budget.bytes_held -= self._bytes
         self._bytes = 0
         self._queue.clear()

@@ -35,6 +35,8 @@ class EndpointStats:
     """PUBACK and PUBREC."""
     duplicates_answered: int = 0
     """QoS 2 PUBLISH packets sent again, answered and not appended again."""
+    qos2_now: int = 0
+    """QoS 2 messages between PUBLISH and PUBREL."""
     held_bytes: int = 0
     """Received and not yet appended."""
     read_pauses: int = 0
