@@ -1,10 +1,10 @@
 """The root of every error that a person may see. Each part's `errors.py` opens with its own tree below these.
 
-    TidegateError            what happened, why, and (hint) what to do next
-    +-- ConfigError          exit code 2: a setting is wrong
-    +-- UnreachableError     exit code 3: something that is needed does not answer
-    +-- RefusedError         exit code 4: it answered, and said no
-    +-- IntegrityError       exit code 5: data is lost, doubled, out of order or damaged
+TidegateError            what happened, why, and (hint) what to do next
++-- ConfigError          exit code 2: a setting is wrong
++-- UnreachableError     exit code 3: something that is needed does not answer
++-- RefusedError         exit code 4: it answered, and said no
++-- IntegrityError       exit code 5: data is lost, doubled, out of order or damaged
 """
 
 from __future__ import annotations
