@@ -262,11 +262,15 @@ class Committer:
             events += last + 1 - next_sequence
             next_sequence = last + 1
         batches = [batch for batch in self.batches if batch.stream == name]
+        last_cut = max((batch.last_sequence for batch in batches), default=0)
+        (first_uncut,) = self._connection.execute(
+            f"SELECT min(sequence) FROM {table} WHERE sequence > ?", (last_cut,)
+        ).fetchone()
         return StreamState(
             name=name,
             table=table,
             next_sequence=EventSequence(next_sequence),
-            first_uncut=EventSequence(max((batch.last_sequence for batch in batches), default=0) + 1),
+            first_uncut=EventSequence(first_uncut or next_sequence),
             events=events,
             uncut=events - sum(batch.record_count for batch in batches),
         )
