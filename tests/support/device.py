@@ -9,7 +9,16 @@ from typing import Final, Self, TypeVar
 
 from tidegate_wire.mqtt.decode import Decoder
 from tidegate_wire.mqtt.encode import encode
-from tidegate_wire.mqtt.packets import Connack, Connect, Disconnect, Packet, ProtocolVersion, Publish
+from tidegate_wire.mqtt.packets import (
+    PACKET_ID_MAX,
+    Connack,
+    Connect,
+    Disconnect,
+    Packet,
+    ProtocolVersion,
+    Puback,
+    Publish,
+)
 
 ANSWER_TIMEOUT_S: Final = 10.0
 
@@ -41,6 +50,14 @@ class Device:
         """Send a PUBLISH to the device's own topic; nothing is waited for."""
         topic = f"sensors/{self.client_id}"
         self.send(Publish(topic=topic, payload=payload, qos=qos, dup=dup, packet_id=packet_id))
+
+    def publish_acknowledged(self, payloads: list[bytes], *, first_packet_id: int = 1) -> None:
+        """Send QoS 1 messages, all at once, and return when each is acknowledged."""
+        packet_ids = [(first_packet_id + index - 1) % PACKET_ID_MAX + 1 for index in range(len(payloads))]
+        for payload, packet_id in zip(payloads, packet_ids, strict=True):
+            self.publish(payload, packet_id)
+        for packet_id in packet_ids:
+            assert self.receive(Puback).packet_id == packet_id
 
     def send(self, *packets: Packet) -> None:
         self.send_bytes(b"".join(encode(packet, self._version) for packet in packets))
