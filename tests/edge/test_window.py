@@ -274,9 +274,13 @@ def test_after_a_refusal_the_rest_is_heard_out_before_it_is_cut_again() -> None:
     batches = [a_batch(1), a_batch(2, base=10), a_batch(3, base=20)]
     script = Script(*batches)
     script.welcome(script.connect())
-    notice, *again = script.ack(batches[0], "corrupt_message")
+    notice, *outputs = script.ack(batches[0], "corrupt_message")
     assert isinstance(notice, Notice)
-    assert again == [SendBatch(number=2), SendBatch(number=3)]
+    assert outputs == [
+        Settle(cut=1, refused={1: "corrupt_message: a test"}),
+        SendBatch(number=2),
+        SendBatch(number=3),
+    ]
     assert script.ack(batches[2]) == [Settle(cut=3)]  # an earlier copy of it was stored
     script.ack(batches[1], "out_of_order_sequence_number", retriable=True)
     outputs = script.wait(RETRY_MS)
