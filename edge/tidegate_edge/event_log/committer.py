@@ -35,6 +35,8 @@ VACUUM_SLACK_BYTES: Final = 4 * 1024 * 1024
 VACUUM_PAGES: Final = 512
 """Pages given back in one go (2 MiB): appends wait for it some ten milliseconds."""
 
+_TRUNCATE_WAL: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
+
 Blocked = Literal["", "backlog_full", "disk_full"]
 
 
@@ -173,6 +175,23 @@ class Committer:
         self._reserve.hold()
         return Maintained(wal_bytes=wal_bytes, needs_more=is_excessive or self._has_vacuumed)
 
+    def shrink(self) -> None:
+        """Give back what the log's own files hold and do not use: the slack, and the write-ahead log's file.
+
+        For a disk so small, or so full, that this is what is missing; on others it would only be written again.
+
+        Raises:
+            EventLogFailed: the log can't be used any more.
+        """
+        try:
+            for statement in (_TRUNCATE_WAL, "PRAGMA incremental_vacuum", _TRUNCATE_WAL):
+                self._connection.executescript(statement)
+        except sqlite3.Error as error:
+            outcome = self._roll_back(error)
+            if isinstance(outcome, EventLogFailed):
+                raise outcome from error
+        self._written_bytes = 0
+
     def make_space(self) -> bool:
         """After `DiskFull`: give the reserve up, and empty the write-ahead log with it; whether there was a reserve.
 
@@ -184,7 +203,7 @@ class Committer:
         """
         was_held = self._reserve.release()
         try:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._connection.execute(_TRUNCATE_WAL).fetchall()
         except sqlite3.Error as error:
             outcome = self._roll_back(error)
             if isinstance(outcome, EventLogFailed):
@@ -297,7 +316,7 @@ class Committer:
         _, frames, copied = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if frames * PAGE_BYTES > self.limits.wal_bytes_max:
             # Readers come so thick that SQLite finds no moment to begin again at the start: wait for one.
-            _, frames, copied = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            _, frames, copied = self._connection.execute(_TRUNCATE_WAL).fetchone()
         if frames == copied:
             self._has_vacuumed = False
         return frames * PAGE_BYTES, frames == copied

@@ -162,6 +162,8 @@ class Writer:
             self._answer(committed, changes)
             if committed.needs_maintenance:
                 await self._maintain(is_idle=bool(self._blocked))
+            elif committed.blocked == "disk_full":
+                await self._database.run(lambda _: self._committer.shrink())
 
     def _answer(self, committed: Committed, changes: deque[tuple[Change[Any], asyncio.Future[Any]]]) -> None:
         self._on_commit(committed.stats)

@@ -208,6 +208,7 @@ class BrokerClient:
     def _refuse(self, reason: str) -> None:
         if not self._greeting.done():
             self._greeting.set_exception(BrokerUnreachable(reason))
+            self._greeting.exception()  # retrieved: a connection that is reset at once fails before anyone waits for it
 
     def _lost(self, reason: str) -> None:
         was_open = self._is_open
