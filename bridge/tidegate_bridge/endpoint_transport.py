@@ -13,21 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import structlog
-
 from tidegate_bridge.uplink_service import UplinkService
 from tidegate_wire.address import Address
-from tidegate_wire.mqtt import EndpointLimits, MqttEndpoint, ReceivedMessage
+from tidegate_wire.mqtt import EndpointLimits, MqttEndpoint, PublishRefused, ReceivedMessage
 from tidegate_wire.uplink.topics import FROM_EDGE, parse_topic
 
 _PACKET_SPARE_BYTES: Final = 64 * 1024
 """What a PUBLISH has around a batch: topic, MQTT 5 properties, the batch's prefix with the stream's name."""
-
-_log = structlog.get_logger()
-
-
-class NotAnUplinkTopic(Exception):  # noqa: N818  # says what it is
-    """A client published something else than an uplink message."""
 
 
 class EndpointTransport:
@@ -59,16 +51,15 @@ class EndpointTransport:
     async def _append(self, messages: Sequence[ReceivedMessage]) -> None:
         service = self._service
         assert service is not None, "messages before start"
-        strangers: list[ReceivedMessage] = []
+        strangers: dict[str, str] = {}
         for message in messages:
             parsed = parse_topic(message.topic)
             if parsed is None or parsed[1] not in FROM_EDGE:
-                strangers.append(message)
+                strangers[message.client_id] = message.topic
                 continue
             if not service.has_room:
                 await service.room()
             service.receive(*parsed, message.payload)
         if strangers:
-            first = strangers[0]
-            _log.warning("not_an_uplink", client_id=first.client_id, topic=first.topic, messages=len(strangers))
-            raise NotAnUplinkTopic(first.topic)
+            topic = next(iter(strangers.values()))
+            raise PublishRefused(strangers.keys(), f"{topic!r} is no uplink topic; devices publish to an edge")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 
@@ -14,6 +15,8 @@ from tests.bridge.fake_edge import FakeEdge
 from tests.bridge.waiting import eventually
 from tests.support.processes import free_port
 from tidegate_wire.address import Address
+from tidegate_wire.mqtt import ProtocolVersion, encode
+from tidegate_wire.mqtt.packets import Connect, Publish
 from tidegate_wire.records import Compression, check_batch, read_records
 from tidegate_wire.uplink.event import EDGES_STREAM, PRODUCERS_STREAM
 from tidegate_wire.uplink.topics import UplinkKind
@@ -280,3 +283,23 @@ async def test_the_headers_in_the_core_are_those_that_the_edge_wrote(stage: Stag
         await edge.send_and_wait(sent)
     (stored,) = await stage.read_batches(core, "telemetry")
     assert check_batch(stored).crc == check_batch(sent).crc
+
+
+async def test_a_device_that_publishes_to_the_bridge_is_closed_and_edges_notice_nothing(stage: Stage) -> None:
+    core = await stage.core()
+    port = await stage.bridge_port(core)
+    async with FakeEdge("edge-1", port) as edge:
+        welcome = await edge.say_hello("telemetry")
+        assert welcome.producer_id is not None
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(encode(Connect(client_id="boiler"), ProtocolVersion.V311))
+        stranger = encode(Publish(topic="sensors/boiler", payload=b"71.3", qos=1, packet_id=1), ProtocolVersion.V311)
+        for base_sequence in range(0, 50, 10):
+            edge.send(cut(welcome.producer_id, base_sequence, [b"event"] * 10), partition=0)
+            writer.write(stranger)
+        answer = await asyncio.wait_for(reader.read(), 10)  # to the end: the bridge has closed the connection
+        assert answer == b"\x20\x02\x00\x00", "a CONNACK, and no PUBACK"
+        writer.close()
+        acks = await edge.wait_for_acks(5)
+        assert [ack.error for ack in acks] == [None] * 5
+        assert edge.connected

@@ -14,7 +14,7 @@ from tidegate_wire.mqtt.decode import Decoder
 from tidegate_wire.mqtt.encode import encode
 from tidegate_wire.mqtt.endpoint import MqttEndpoint
 from tidegate_wire.mqtt.limits import EndpointLimits
-from tidegate_wire.mqtt.messages import Append, ReceivedMessage
+from tidegate_wire.mqtt.messages import Append, PublishRefused, ReceivedMessage
 from tidegate_wire.mqtt.packets import (
     Connack,
     Connect,
@@ -255,6 +255,32 @@ async def test_when_append_raises_its_connections_are_closed_and_others_notice_n
         bystander.send(publish(b"y", 1))
         assert await bystander.read() == [Puback(packet_id=1)]
         assert log.payloads == [b"y"]
+
+
+async def test_when_append_refuses_a_client_only_that_one_is_closed_and_the_rest_of_the_group_acknowledged() -> None:
+    groups: list[set[str]] = []
+    first = asyncio.Event()
+
+    async def append(messages: Sequence[ReceivedMessage]) -> None:
+        groups.append({message.client_id for message in messages})
+        await first.wait()
+        if "stranger" in groups[-1]:
+            raise PublishRefused({"stranger"}, "not for us")
+
+    async with serve(append) as served:
+        good, stranger, other = [await served.connect(name) for name in ("good", "stranger", "other")]
+        good.send(publish(b"alone", 1))
+        await until(lambda: len(groups) == 1, "the first group is appended")
+        for client in (good, stranger, other):  # these wait together, behind the first
+            client.send(publish(b"together", 2))
+        await until(lambda: served.endpoint.stats.messages_received == 4, "all is received")
+        first.set()
+        assert await stranger.read_to_end() == []
+        assert await good.read(2) == [Puback(packet_id=1), Puback(packet_id=2)]
+        assert await other.read() == [Puback(packet_id=2)]
+        assert groups == [{"good"}, {"good", "stranger", "other"}]
+        stats = served.endpoint.stats
+        assert (stats.held_bytes, stats.messages_appended, stats.messages_unappended) == (0, 3, 1)
 
 
 async def test_packets_cut_anywhere_are_put_together() -> None:

@@ -9,7 +9,7 @@ from tidegate_wire.mqtt.encode import encode
 from tidegate_wire.mqtt.endpoint import MqttEndpoint
 from tidegate_wire.mqtt.errors import MqttError
 from tidegate_wire.mqtt.limits import EndpointLimits
-from tidegate_wire.mqtt.messages import Append, ReceivedMessage
+from tidegate_wire.mqtt.messages import Append, PublishRefused, ReceivedMessage
 from tidegate_wire.mqtt.packets import ProtocolVersion
 from tidegate_wire.mqtt.stats import EndpointStats
 
@@ -21,6 +21,7 @@ __all__ = [
     "MqttEndpoint",
     "MqttError",
     "ProtocolVersion",
+    "PublishRefused",
     "ReceivedMessage",
     "encode",
 ]

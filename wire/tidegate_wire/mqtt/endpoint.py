@@ -20,7 +20,7 @@ from tidegate_wire.address import Address
 from tidegate_wire.mqtt.connection import ServerConnection
 from tidegate_wire.mqtt.intake import Group
 from tidegate_wire.mqtt.limits import EndpointLimits
-from tidegate_wire.mqtt.messages import Append, ReceivedMessage
+from tidegate_wire.mqtt.messages import Append, PublishRefused, ReceivedMessage
 from tidegate_wire.mqtt.server import Server
 from tidegate_wire.mqtt.stats import EndpointStats
 
@@ -201,6 +201,9 @@ class MqttEndpoint:
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
             if error is None:
                 self._server.appended(group, now_s)
+            elif isinstance(error, PublishRefused):
+                log.warning("mqtt_publish_refused", client_ids=sorted(error.client_ids), reason=str(error))
+                self._server.refused(group, error.client_ids, now_s)
             else:
                 log.error("mqtt_append_failed", messages=len(group.messages), exc_info=error)
                 self._server.failed(group, now_s)

@@ -7,6 +7,7 @@ released whole: everything in it is acknowledged, or nothing.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence, Set
 from typing import Final, Protocol
 
 from tidegate_wire.mqtt.limits import EndpointLimits
@@ -69,7 +70,7 @@ class Group:
             acks = self.acks[publisher] = Acks()
         return acks
 
-    def drop_clients(self, client_ids: set[str]) -> tuple[int, int]:
+    def drop_clients(self, client_ids: Set[str]) -> tuple[int, int]:
         """Take out the messages of some clients; returns their number and how much less the group holds."""
         kept = [message for message in self.messages if message.client_id not in client_ids]
         dropped = len(self.messages) - len(kept)
@@ -164,14 +165,24 @@ class Intake:
         stats.append_failures += 1
         stats.held_bytes -= group.held_bytes
         stats.messages_unappended += len(group.messages)
-        abandoned = list(group.acks.items())
         client_ids = {publisher.client_id for publisher in group.acks}
-        for waiting in (*self._full, self._filling):
-            dropped, held = waiting.drop_clients(client_ids)
+        self._abandon(client_ids, (*self._full, self._filling), list(group.acks.items()), now_s)
+
+    def refused(self, group: Group, client_ids: Set[str], now_s: float) -> None:
+        """Take out of `group`, and of what waits, all that some clients sent, and close them."""
+        self._abandon(client_ids, (group, *self._full, self._filling), [], now_s)
+
+    def _abandon(
+        self, client_ids: Set[str], groups: Sequence[Group], abandoned: list[tuple[Publisher, Acks]], now_s: float
+    ) -> None:
+        """Drop what some clients sent in some groups, and close them and whoever was `abandoned` before."""
+        stats = self._stats
+        for group in groups:
+            dropped, held = group.drop_clients(client_ids)
             stats.messages_unappended += dropped
             stats.held_bytes -= held
-            theirs = [publisher for publisher in waiting.acks if publisher.client_id in client_ids]
-            abandoned += [(publisher, waiting.acks.pop(publisher)) for publisher in theirs]
+            theirs = [publisher for publisher in group.acks if publisher.client_id in client_ids]
+            abandoned += [(publisher, group.acks.pop(publisher)) for publisher in theirs]
         for publisher, acks in abandoned:
             publisher.abandon(acks, now_s)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,8 +45,19 @@ class ReceivedMessage:
         return size
 
 
+class PublishRefused(Exception):  # noqa: N818  # says what it is
+    """Raised by `append` when it took a group but for everything that some clients sent in it: only these clients are
+    closed without acknowledgement.
+    """
+
+    def __init__(self, client_ids: Set[str], reason: str) -> None:
+        super().__init__(reason)
+        self.client_ids = client_ids
+
+
 Append = Callable[[Sequence[ReceivedMessage]], Awaitable[None]]
 """Takes a group of messages and returns when every one is safe, in the order given; only then they are acknowledged.
 
-While it waits, nothing is acknowledged. If it raises, the group's connections are closed without acknowledgement.
+While it waits, nothing is acknowledged. If it raises `PublishRefused`, the clients that it names are closed without
+acknowledgement; if it raises anything else, all clients of the group.
 """

@@ -6,7 +6,7 @@ connection then writes once, whatever was sent to it meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from tidegate_wire.mqtt.broker import Broker
 from tidegate_wire.mqtt.connection import Link, ServerConnection
@@ -70,6 +70,11 @@ class Server:
         """`group` is not safe: close its connections."""
         self.intake.failed(group, now_s)
         self.intake.resume_paused(now_s)
+
+    def refused(self, group: Group, client_ids: Set[str], now_s: float) -> None:
+        """`group` is safe but for what some clients sent in it: close those, acknowledge and deliver the rest."""
+        self.intake.refused(group, client_ids, now_s)
+        self.appended(group, now_s)
 
     def flush(self) -> None:
         """End a turn: every connection writes what it gathered, once."""
