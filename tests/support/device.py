@@ -10,7 +10,6 @@ from typing import Final, Self, TypeVar
 from tidegate_wire.mqtt.decode import Decoder
 from tidegate_wire.mqtt.encode import encode
 from tidegate_wire.mqtt.packets import (
-    PACKET_ID_MAX,
     Connack,
     Connect,
     Disconnect,
@@ -46,16 +45,18 @@ class Device:
         self.send(Connect(client_id=self.client_id, version=self._version, clean_start=False))
         return self.receive(Connack)
 
-    def publish(self, payload: bytes, packet_id: int, *, qos: int = 1, dup: bool = False) -> None:
-        """Send a PUBLISH to the device's own topic; nothing is waited for."""
-        topic = f"sensors/{self.client_id}"
+    def publish(
+        self, payload: bytes, packet_id: int, *, qos: int = 1, dup: bool = False, topic: str | None = None
+    ) -> None:
+        """Send a PUBLISH, to the device's own topic by default; nothing is waited for."""
+        topic = topic or f"sensors/{self.client_id}"
         self.send(Publish(topic=topic, payload=payload, qos=qos, dup=dup, packet_id=packet_id))
 
-    def publish_acknowledged(self, payloads: list[bytes], *, first_packet_id: int = 1) -> None:
+    def publish_acknowledged(self, payloads: list[bytes], *, topic: str | None = None) -> None:
         """Send QoS 1 messages, all at once, and return when each is acknowledged."""
-        packet_ids = [(first_packet_id + index - 1) % PACKET_ID_MAX + 1 for index in range(len(payloads))]
+        packet_ids = range(1, len(payloads) + 1)
         for payload, packet_id in zip(payloads, packet_ids, strict=True):
-            self.publish(payload, packet_id)
+            self.publish(payload, packet_id, topic=topic)
         for packet_id in packet_ids:
             assert self.receive(Puback).packet_id == packet_id
 
