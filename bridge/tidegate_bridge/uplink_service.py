@@ -60,7 +60,7 @@ def _nothing() -> None:
     """For transports that need not know when a message was dealt with."""
 
 
-class BridgeStopping(Exception):  # noqa: N818  # says what happens
+class BridgeStopping(TidegateError):  # noqa: N818  # says what happens
     """The bridge takes nothing more."""
 
 
@@ -169,7 +169,7 @@ class UplinkService:
         if not self._draining:
             await self._window.room()
         if self._draining:
-            raise BridgeStopping
+            raise BridgeStopping("the bridge is stopping")
 
     def receive(self, edge: str, kind: UplinkKind, payload: bytes, done: Done = _nothing) -> None:
         """Take one message of `edge`. `done` is called once it is dealt with, perhaps before this returns."""

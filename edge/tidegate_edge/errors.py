@@ -2,6 +2,7 @@
 
 TidegateError
 +-- EventLogFailed        exit code 1: the disk failed while the log was in use; nothing more is acknowledged
++-- EventLogClosed        an append or a change that came too late
 +-- ConfigError
 |   +-- EventLogInUse     exit code 2: another edge runs on the same data directory
 |   +-- EventLogTooNew    exit code 2: a later version of Tidegate wrote the log
@@ -10,7 +11,6 @@ TidegateError
     +-- EventLogDamaged   exit code 5: the file is not a healthy event log
 
 Exception
-+-- EventLogClosed        an append or a change that came too late
 +-- CutConflict           the rows of a cut were dropped before it was written down: read again
 """
 
@@ -39,7 +39,7 @@ class EventLogDamaged(IntegrityError):  # noqa: N818  # says what happened
     """The file is damaged, or is no event log. Nothing of it was changed."""
 
 
-class EventLogClosed(Exception):  # noqa: N818  # a state, as the other names here
+class EventLogClosed(TidegateError):  # noqa: N818  # a state, as the other names here
     """The event log is closed or closing."""
 
 

@@ -90,9 +90,13 @@ class Gateway:
     def start(self, *names: PartName) -> None:
         """Start the named parts, in this order, each ready before the next."""
         for name in names:
-            part = self._stack.enter_context(TidegatePart(self._arguments(name), self.directory, name=name))
-            self._parts[name] = part
-            part.wait_ready()
+            self.launch(name).wait_ready()
+
+    def launch(self, name: PartName) -> TidegatePart:
+        """Start a part, without waiting for it."""
+        part = self._stack.enter_context(TidegatePart(self._arguments(name), self.directory, name=name))
+        self._parts[name] = part
+        return part
 
     def kill(self, name: PartName) -> None:
         """kill -9."""

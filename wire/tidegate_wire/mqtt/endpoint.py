@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 
 from tidegate_wire.address import Address
+from tidegate_wire.errors import TidegateError
 from tidegate_wire.mqtt.connection import ServerConnection
 from tidegate_wire.mqtt.intake import Group
 from tidegate_wire.mqtt.limits import EndpointLimits
@@ -205,7 +206,8 @@ class MqttEndpoint:
                 log.warning("mqtt_publish_refused", client_ids=sorted(error.client_ids), reason=str(error))
                 self._server.refused(group, error.client_ids, now_s)
             else:
-                log.error("mqtt_append_failed", messages=len(group.messages), exc_info=error)
+                trace = None if isinstance(error, TidegateError) else error  # those say themselves what happened
+                log.error("mqtt_append_failed", messages=len(group.messages), reason=str(error), exc_info=trace)
                 self._server.failed(group, now_s)
         self._end_turn()
 
