@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,12 +19,18 @@ LOADS = ((100, 2_000_000), (1_024, 600_000))
 
 BATCH = 10_000
 
+SYNC_WRITES = 4
+"""A group commit of the core under this load has about so many MiB: four partitions, a batch of each."""
+
 
 def run(directory: Path) -> list[Measurement]:
     rows: list[Measurement] = []
     with bench_gateway(directory) as gateway:
         gateway.start("core")
         for message_bytes, count in LOADS:
+            alone = _disk_alone(directory / "disk", message_bytes * count)
+            note = f"the disk alone: the same bytes, written 1 MiB at a time, fdatasync after every {SYNC_WRITES} MiB"
+            rows.append(Measurement(subject=f"write {message_bytes} B", value=alone, unit="MB/s", note=note))
             for verb in ("produce", "consume"):
                 seconds = _elsewhere(verb, gateway.core, message_bytes, count)
                 megabytes = message_bytes * count / 1e6
@@ -33,6 +40,23 @@ def run(directory: Path) -> list[Measurement]:
                 rows.append(Measurement(subject=subject, value=count / seconds, unit="messages/s", note=note))
                 rows.append(Measurement(subject=subject, value=megabytes / seconds, unit="MB/s"))
     return rows
+
+
+def _disk_alone(path: Path, size_bytes: int) -> float:
+    """MB/s of writing and syncing so many bytes, with nothing else: what the core could reach at most here."""
+    block = b"x" * 2**20
+    start_s = time.perf_counter()
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
+    try:
+        for number in range(max(1, size_bytes // len(block))):
+            os.write(descriptor, block)
+            if number % SYNC_WRITES == 0:
+                os.fdatasync(descriptor)
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+    return size_bytes / 1e6 / (time.perf_counter() - start_s)
 
 
 def produce(core: str, topic: str, message_bytes: int, count: int) -> float:
