@@ -1,0 +1,1 @@
+"""Raft for one partition, pull-based (KIP-595), without I/O."""
