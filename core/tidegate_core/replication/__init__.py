@@ -1,1 +1,1 @@
-"""Replication at work: the asyncio shells around `tidegate_core.raft`, and what the nodes of a cluster say to each other."""
+"""Replication at work: the asyncio shells around `tidegate_core.raft`, and the words of the nodes among themselves."""
