@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,30 @@ _ALL_INTERFACES = ("0.0.0.0", "::")
 
 def _check_address(text: str) -> str:
     return str(Address.parse(text))
+
+
+def parse_voters(voters: Iterable[str]) -> dict[int, Address]:
+    """Node ids and addresses of ID@HOST:PORT.
+
+    Raises:
+        ValueError: one is something else, or an id or address is there twice.
+    """
+    parsed: dict[int, Address] = {}
+    for voter in voters:
+        node_id, _, address = voter.partition("@")
+        if not node_id.isdecimal() or not address:
+            raise ValueError(f"{voter!r} is not ID@HOST:PORT, as in 1@10.0.0.1:9092")
+        if int(node_id) in parsed:
+            raise ValueError(f"voter {node_id} is there twice")
+        parsed[int(node_id)] = Address.parse(address)
+    if len(set(parsed.values())) < len(parsed):
+        raise ValueError("two voters have the same address")
+    return parsed
+
+
+def _check_voters(voters: tuple[str, ...]) -> tuple[str, ...]:
+    parse_voters(voters)
+    return voters
 
 
 def _check_topic_settings(settings: dict[str, str]) -> dict[str, str]:
@@ -42,6 +67,11 @@ class CoreSettings(BaseModel):
         description="HOST:PORT that clients are told to connect to; by default where the node listens, as for port 0.",
     )
     data_dir: Path = Field(description="Directory for all data of this node.")
+    voters: Annotated[tuple[str, ...], AfterValidator(_check_voters)] = Field(
+        default=(),
+        description="ID@HOST:PORT of each node that votes on the cluster's metadata, the same on every node; "
+        "empty for a cluster of this node alone. A node that is not among them joins as one that holds partitions.",
+    )
     ready_file: Path | None = Field(default=None, description="File to write, as JSON, once the node serves.")
 
     auto_create_topics: bool = Field(
@@ -61,6 +91,29 @@ class CoreSettings(BaseModel):
     topic_defaults: Annotated[dict[str, str], AfterValidator(_check_topic_settings)] = Field(
         default_factory=dict,
         description="Settings of topics that were given none of their own, by Kafka's names (retention.ms, ...).",
+    )
+
+    default_replication_factor: int = Field(
+        default=3, ge=1, le=7, description="Replicas of a topic for which no number was given; fewer on fewer nodes."
+    )
+    election_timeout_ms: int = Field(
+        default=1000,
+        ge=100,
+        le=60_000,
+        description="A node that is not heard for this long is replaced as the leader of its partitions.",
+    )
+    heartbeat_ms: int = Field(
+        default=250,
+        ge=10,
+        description="How long a follower's fetch waits when there is nothing new; below a third of the election timeout.",
+    )
+    recovery_bytes_per_s: int = Field(
+        default=64 * MIB,
+        ge=MIB,
+        description="How fast this node sends records to replicas that are far behind, in all, so that new ones get by.",
+    )
+    shutdown_timeout_s: float = Field(
+        default=5.0, ge=0, description="How long a node that is told to stop waits for others to lead its partitions."
     )
 
     connections_max: int = Field(
@@ -123,6 +176,12 @@ class CoreSettings(BaseModel):
     def _check_advertise(self) -> CoreSettings:
         if self.advertise is None and Address.parse(self.listen).host in _ALL_INTERFACES:
             raise ValueError(f"advertise is needed with listen = {self.listen}: clients can't connect to that")
+        return self
+
+    @model_validator(mode="after")
+    def _check_heartbeat(self) -> CoreSettings:
+        if self.heartbeat_ms * 3 > self.election_timeout_ms:
+            raise ValueError("heartbeat_ms is above a third of election_timeout_ms: one late answer would end a leader")
         return self
 
     @model_validator(mode="after")

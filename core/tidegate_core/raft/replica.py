@@ -197,6 +197,11 @@ class Replica:
         """Whether the next change may be appended: the one before, and a record of this epoch, are committed."""
         return self.is_settled and self._log.voters_offset < self.high_watermark
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether `take_requests` has any."""
+        return bool(self._requests)
+
     def take_requests(self) -> list[Request]:
         """What is to be sent, once `unsaved` is on disk."""
         requests, self._requests = self._requests, []

@@ -1,0 +1,670 @@
+"""All replicas of this node at work: joins each one's Raft state with its log, and this node with the others.
+
+Everything happens on the event loop's thread. After whatever may have changed a replica's state comes `settle`, the one
+place that carries the state over into the log, the fetchers, the sessions and the directory of leaders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from random import Random
+from types import MappingProxyType
+from typing import Final
+
+import structlog
+
+from tidegate_core.errors import PartitionError, StorageError
+from tidegate_core.log.control import leader_change, voters_record
+from tidegate_core.log_manager import LogManager
+from tidegate_core.metadata.assignments import WantedReplica
+from tidegate_core.partition import Partition
+from tidegate_core.raft.messages import BeginEpoch, ReplicaKey, VoteState
+from tidegate_core.raft.replica import Replica, Role, Timing
+from tidegate_core.replication.announcer import Announcer
+from tidegate_core.replication.elections import Elections
+from tidegate_core.replication.fetcher import LeaderFetcher
+from tidegate_core.replication.hosted import HostedReplica
+from tidegate_core.replication.leaders import LeaderDirectory
+from tidegate_core.replication.messages import (
+    METADATA_KEY,
+    BeginEpochs,
+    Done,
+    EndEpochs,
+    Leadership,
+    Leaderships,
+    PeerRequest,
+    PeerResponse,
+    Refused,
+    ReplicaFetch,
+    SnapshotFetch,
+    SnapshotFetched,
+    Votes,
+)
+from tidegate_core.replication.peers import PeerNetwork
+from tidegate_core.replication.sessions import FollowerSessions
+from tidegate_core.replication.throttle import Throttle
+from tidegate_core.replication.vote_store import VoteStore
+from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
+from tidegate_wire.kafka.messages import ErrorCode
+
+SWEEP_S: Final = 0.1
+"""Between two looks at which nodes are heard: a tenth of the time after which one is not."""
+
+HEARD_FACTOR: Final = 1.5
+"""A leader thinks a follower gone after this many election timeouts; others have elected a new leader by then."""
+
+IN_STEP_MS: Final = 10_000
+"""A follower that had everything at least this recently is in step (Kafka's replica.lag.time.max.ms is 30 s)."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicationRules:
+    """How replication behaves; times in milliseconds."""
+
+    timing: Timing
+    fetch_wait_ms: int
+    """How long an idle fetch waits at the leader: the heartbeat."""
+    request_timeout_ms: int
+    recovery_bytes_per_s: int
+
+
+class ReplicaManager:
+    """Owns the replicas. `start` begins with those on the disk; `reconcile` brings them in line with the metadata."""
+
+    def __init__(
+        self,
+        node_id: NodeId,
+        logs: LogManager,
+        votes: VoteStore,
+        network: PeerNetwork,
+        *,
+        rules: ReplicationRules,
+        random: Random,
+        wall_clock_ms: Callable[[], int],
+        is_replacement: bool,
+    ) -> None:
+        self.node_id = node_id
+        self.leaders = LeaderDirectory()
+        self.on_settled: list[Callable[[Partition], None]] = []
+        """Called when this node leads a partition and knows what is committed."""
+        self.on_unsettled: list[Callable[[Partition], None]] = []
+        """Called when that is over."""
+        self.on_metadata: Callable[[], None] = lambda: None
+        """Called when the high watermark of the metadata moved, or its log began anew."""
+        self._logs = logs
+        self._votes = votes
+        self._network = network
+        self._rules = rules
+        self._random = random
+        self._wall_clock_ms = wall_clock_ms
+        self._loop = asyncio.get_running_loop()
+        self._hosted: dict[ReplicaKey, HostedReplica] = {}
+        self._partitions: dict[tuple[str, int], Partition] = {}
+        self._fetchers: dict[NodeId, LeaderFetcher] = {}
+        self._is_replacement = is_replacement
+        self._has_caught_up = False
+        """Whether the metadata was complete once, as of this start: a partition that is made later is a new one."""
+        self._is_closing = False
+        self.sessions = FollowerSessions(
+            self._hosted,
+            settle=self.settle,
+            damaged=self._damaged,
+            now_ms=self.now_ms,
+            throttle=Throttle(rules.recovery_bytes_per_s),
+        )
+        self._elections = Elections(
+            self._hosted,
+            votes,
+            network,
+            settle=self.settle,
+            votes_failed=self._votes_failed,
+            begin_heard=self._begin_heard,
+            now_ms=self.now_ms,
+            timeout_ms=rules.request_timeout_ms,
+        )
+        self._announcer = Announcer(network, self._leaderships, rules.request_timeout_ms)
+        self._deadlines: list[tuple[int, int, HostedReplica]] = []
+        self._numbers = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._unheard: frozenset[NodeId] = frozenset()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._snapshots: dict[ReplicaKey, tuple[Offset, bytes]] = {}
+
+    # --- what others ask
+
+    @property
+    def partitions(self) -> Mapping[tuple[str, int], Partition]:
+        """Those that the metadata knows, by topic and index."""
+        return MappingProxyType(self._partitions)
+
+    def hosted(self, key: ReplicaKey) -> HostedReplica | None:
+        """A replica of this node."""
+        return self._hosted.get(key)
+
+    def is_settled(self, partition: Partition) -> bool:
+        """Whether this node leads the partition and knows what is committed."""
+        hosted = self._hosted.get(partition.key)
+        return hosted is not None and hosted.replica.is_settled
+
+    @property
+    def hosted_replicas(self) -> Iterable[HostedReplica]:
+        """All of this node."""
+        return self._hosted.values()
+
+    def now_ms(self) -> int:
+        """The loop's clock."""
+        return int(self._loop.time() * 1000)
+
+    def wall_clock_ms(self) -> int:
+        """Unix time."""
+        return self._wall_clock_ms()
+
+    # --- life
+
+    def start(self) -> None:
+        """Host what is on the disk, and begin to look after it."""
+        for partition in list(self._logs.partitions.values()):
+            self._host(partition, is_new=False, is_lost=self._votes.is_damaged)
+        self._sweeper = asyncio.create_task(self._sweep(), name="replica sweep")
+
+    async def close(self) -> None:
+        """Stop at once; `replication.handover` is how to leave politely before."""
+        self._is_closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._announcer.close()
+        await self._elections.close()
+        for fetcher in self._fetchers.values():
+            await fetcher.close()
+
+    def set_nodes(self, nodes: Iterable[NodeId]) -> None:
+        """The nodes of the cluster, to be told who leads."""
+        self._announcer.set_nodes(node for node in nodes if node != self.node_id)
+
+    def _host(self, partition: Partition, *, is_new: bool, is_lost: bool) -> HostedReplica:
+        key = partition.key
+        state = self._votes.get(key) or VoteState(LeaderEpoch(0))
+        replica = Replica(
+            self.node_id,
+            partition,
+            state,
+            random=self._random,
+            timing=self._rules.timing,
+            high_watermark=partition.high_watermark,
+        )
+        hosted = self._hosted[key] = HostedReplica(key, partition, replica)
+        partition.on_appended = self._on_appended
+        partition.on_synced = self._on_synced
+        partition.on_failed = self._on_failed
+        if partition.failure is not None:
+            self._mark_failed(hosted)
+        elif partition.had_one_voter_only and partition.voters == (self.node_id,):
+            replica.lead_alone()
+        else:
+            if is_lost:
+                replica.forget_log()
+            replica.start(self.now_ms(), is_new=is_new)
+        self.settle(hosted)
+        return hosted
+
+    def _drop(self, hosted: HostedReplica) -> None:
+        """Forget a replica, whose log is or will be closed."""
+        hosted.replica.halt()
+        self.settle(hosted)
+        self.sessions.removed(hosted)
+        del self._hosted[hosted.key]
+        partition = hosted.partition
+        if self._partitions.get((partition.topic, partition.index)) is partition:
+            del self._partitions[partition.topic, partition.index]
+
+    # --- in line with the metadata
+
+    def metadata_is_complete(self) -> None:
+        """This node has seen all metadata there was when it started: what is made from now on is new."""
+        self._has_caught_up = True
+
+    def reconcile(self, wanted: Mapping[tuple[str, int], WantedReplica], is_gone: Callable[[ReplicaKey], bool]) -> None:
+        """Make, configure and delete replicas as the metadata says.
+
+        A replica that the metadata gave this node once, and no longer does, is deleted; so is one of which it says that
+        its topic was deleted (`is_gone`). One that the metadata does not know at all is left alone.
+        """
+        for (topic, index), want in wanted.items():
+            hosted = self._hosted.get(want.key)
+            if hosted is None:
+                hosted = self._make(topic, index, want)
+            if hosted is None:
+                continue
+            partition = hosted.partition
+            self._partitions[topic, index] = partition
+            if partition.config != want.config:
+                partition.config = want.config
+        keys = {want.key for want in wanted.values()}
+        for hosted in list(self._hosted.values()):
+            if hosted.key in keys or hosted.key == METADATA_KEY:
+                continue
+            partition = hosted.partition
+            was_known = self._partitions.get((partition.topic, partition.index)) is partition
+            if was_known or is_gone(hosted.key):
+                self.delete(partition)
+            elif self._has_caught_up and hosted.replica.role is not Role.HALTED:
+                hosted.replica.halt()
+                self.settle(hosted)
+                _log.warning("partition_unknown", topic=partition.topic, partition=partition.index, hint="left alone")
+
+    def _make(self, topic: str, index: int, want: WantedReplica) -> HostedReplica | None:
+        old = self._logs.partitions.get((topic, index))
+        try:
+            if old is not None:  # of a topic of the same name that was deleted
+                self.delete(old)
+            partition = self._logs.create(topic, index, want.config, want.key.topic_id, want.voters)
+        except (StorageError, OSError) as error:
+            _log.error("replica_not_made", topic=topic, partition=index, error=str(error))
+            return None
+        is_known_to_be_new = self._has_caught_up or want.voters == (self.node_id,)
+        return self._host(partition, is_new=not want.is_learner, is_lost=not is_known_to_be_new)
+
+    def delete(self, partition: Partition) -> None:
+        """Remove a replica and its records."""
+        hosted = self._hosted.get(partition.key)
+        if hosted is not None and hosted.partition is partition:
+            self._drop(hosted)
+        try:
+            self._logs.delete(partition.topic, partition.index)
+        except (StorageError, OSError) as error:
+            _log.error("replica_not_deleted", topic=partition.topic, partition=partition.index, error=str(error))
+
+    # --- settling
+
+    def settle(self, hosted: HostedReplica) -> None:
+        """Carry a replica's state over to whoever depends on it."""
+        replica = hosted.replica
+        partition = hosted.partition
+        standing = replica.is_leader, replica.epoch, replica.leader
+        if standing != hosted.standing:
+            self._stand(hosted, standing)
+        if replica.high_watermark > partition.high_watermark:
+            partition.set_high_watermark(replica.high_watermark)
+            if hosted.sessions:
+                self.sessions.watermark_moved(hosted)
+            if hosted.key == METADATA_KEY:
+                self._loop.call_soon(self.on_metadata)
+        is_settled = replica.is_settled
+        if is_settled != hosted.was_settled:
+            hosted.was_settled = is_settled
+            for listener in self.on_settled if is_settled else self.on_unsettled:
+                listener(partition)
+        if replica.unsaved is not None or replica.has_requests:
+            self._elections.attend(hosted)
+        if replica.deadline_ms is not None:
+            self._schedule(replica.deadline_ms, hosted)
+
+    def _stand(self, hosted: HostedReplica, standing: tuple[bool, LeaderEpoch, NodeId | None]) -> None:
+        was_leader, old_epoch, old_leader = hosted.standing
+        is_leader, epoch, leader = hosted.standing = standing
+        hosted.term += 1
+        partition, key = hosted.partition, hosted.key
+        if old_leader is not None and old_leader != self.node_id:
+            self._fetchers[old_leader].leave(hosted)
+        if was_leader:
+            self.sessions.stopped(hosted)
+            if hosted.was_settled:
+                hosted.was_settled = False
+                for listener in self.on_unsettled:
+                    listener(partition)
+        if is_leader:
+            self._begin_leading(hosted)
+            return
+        partition.follow(epoch)
+        if leader is None:
+            self.leaders.lost(key, old_epoch if old_leader is not None else LeaderEpoch(epoch - 1))
+            return
+        self.leaders.found_again(key, epoch)
+        self.leaders.heard(Leadership(key, epoch, leader, partition.voters, (leader,)))
+        if hosted.awaits_leader:
+            self._loop.call_soon(self._fetch_anew, hosted)
+        elif hosted.replica.role is Role.FOLLOWER:
+            self._fetcher(leader).follow(hosted)
+
+    def _begin_leading(self, hosted: HostedReplica) -> None:
+        partition, replica = hosted.partition, hosted.replica
+        hosted.led_since_ms = self.now_ms()
+        partition.lead(replica.epoch)
+        is_alone = partition.had_one_voter_only and partition.voters == (self.node_id,)
+        if not is_alone:
+            _log.info("leader_elected", topic=partition.topic, partition=partition.index, epoch=replica.epoch)
+            if replica.epoch_start > 0:
+                record = leader_change(self.node_id, partition.voters)
+                try:
+                    partition.append_control(record, self._wall_clock_ms())
+                except PartitionError as error:  # a full disk, most likely: others may have room
+                    _log.warning("epoch_not_begun", topic=partition.topic, partition=partition.index, error=str(error))
+                    self._loop.call_soon(self._resign, hosted)
+                    return
+            self._elections.begin_epoch(hosted, partition.voters)
+        self.leaders.found_again(hosted.key, replica.epoch)
+        self._announce(hosted)
+
+    def _resign(self, hosted: HostedReplica) -> None:
+        message = hosted.replica.resign(self.now_ms())
+        if message is not None:
+            self._elections.end_epoch(hosted.key, message, hosted.partition.voters)
+        self.settle(hosted)
+
+    def _fetcher(self, leader: NodeId) -> LeaderFetcher:
+        fetcher = self._fetchers.get(leader)
+        if fetcher is None:
+            rules = self._rules
+            fetcher = self._fetchers[leader] = LeaderFetcher(
+                self, self._network, leader, self._random, rules.request_timeout_ms, rules.fetch_wait_ms
+            )
+        return fetcher
+
+    # --- who leads
+
+    def _announce(self, hosted: HostedReplica) -> None:
+        self.leaders.heard(self._leadership(hosted))
+        self._announcer.changed(hosted.key)
+
+    def _leadership(self, hosted: HostedReplica) -> Leadership:
+        voters = hosted.partition.voters
+        in_step = tuple(voter for voter in voters if voter == self.node_id or self.is_in_step(hosted, voter))
+        return Leadership(hosted.key, hosted.replica.epoch, self.node_id, voters, in_step)
+
+    def is_in_step(self, hosted: HostedReplica, follower: NodeId) -> bool:
+        """Whether a follower of a partition that this node leads has, or just had, everything."""
+        progress = hosted.replica.progress.get(follower)
+        fetched_ms = self.sessions.last_fetch_ms.get(follower)
+        now_ms = self.now_ms()
+        if progress is None or fetched_ms is None or now_ms - fetched_ms > IN_STEP_MS:
+            return False
+        is_whole = progress.end_offset >= hosted.partition.log_end_offset
+        return is_whole or (progress.last_caught_up_ms >= 0 and now_ms - progress.last_caught_up_ms < IN_STEP_MS)
+
+    def is_heard(self, node: NodeId) -> bool:
+        """Whether a follower's node fetched lately."""
+        at_ms = self.sessions.last_fetch_ms.get(node)
+        return at_ms is not None and self.now_ms() - at_ms <= self._rules.timing.election_timeout_ms
+
+    def announce_changes(self) -> None:
+        """Tell the nodes where followers fell out of step or came back."""
+        for hosted in self._hosted.values():
+            if hosted.replica.is_leader and self.leaders.get(hosted.key) != self._leadership(hosted):
+                self._announce(hosted)
+
+    def _leaderships(self, keys: Iterable[ReplicaKey] | None) -> list[Leadership]:
+        wanted = self._hosted if keys is None else keys
+        return [
+            self._leadership(hosted)
+            for key in wanted
+            if (hosted := self._hosted.get(key)) is not None and hosted.replica.is_leader
+        ]
+
+    def _on_leaderships(self, message: Leaderships) -> None:
+        now_ms = self.now_ms()
+        for leadership in message.leaderships:
+            self.leaders.heard(leadership)
+            hosted = self._hosted.get(leadership.key)
+            if hosted is not None:
+                hosted.replica.on_begin_epoch(BeginEpoch(leadership.leader, leadership.epoch), now_ms)
+                self.settle(hosted)
+                if hosted.awaits_leader:
+                    self._fetch_anew(hosted)
+
+    def _begin_heard(self, voter: NodeId) -> None:
+        """A voter knows by now that this node leads: let it say from where it wants to fetch."""
+        self.sessions.wake(voter)
+
+    # --- what partitions tell
+
+    def _on_appended(self, partition: Partition) -> None:
+        hosted = self._hosted.get(partition.key)
+        if hosted is not None and hosted.sessions:
+            self.sessions.appended(hosted)
+
+    def _on_synced(self, partition: Partition) -> None:
+        hosted = self._hosted.get(partition.key)
+        if hosted is not None:
+            hosted.replica.on_synced()
+            self.settle(hosted)
+            if hosted.stands_in and hosted.replica.may_vote:
+                hosted.stands_in = False
+                self._logs.discard_damaged(partition.topic, partition.index)
+
+    def _on_failed(self, partition: Partition) -> None:
+        hosted = self._hosted.get(partition.key)
+        if hosted is not None and hosted.partition is partition and not partition.is_closed:
+            self._mark_failed(hosted)
+            self.settle(hosted)
+
+    def _mark_failed(self, hosted: HostedReplica) -> None:
+        """The disk failed under a replica, or its log is damaged: it has no say until it has a whole log again."""
+        replica, partition = hosted.replica, hosted.partition
+        ended = replica.resign(self.now_ms())
+        if ended is not None:
+            self._elections.end_epoch(hosted.key, ended, partition.voters)
+        replica.halt()
+        hosted.awaits_leader = partition.is_damaged and len(partition.voters) > 1
+
+    def _damaged(self, hosted: HostedReplica) -> None:
+        """Bytes that were on disk are not what was written: found while reading."""
+        if hosted.replica.role is not Role.HALTED and len(hosted.partition.voters) > 1:
+            self._loop.call_soon(self._repair, hosted)
+
+    def _repair(self, hosted: HostedReplica) -> None:
+        if self._hosted.get(hosted.key) is hosted and hosted.replica.role is not Role.HALTED:
+            self._mark_failed(hosted)
+            hosted.awaits_leader = True
+            self.settle(hosted)
+
+    def _fetch_anew(self, hosted: HostedReplica) -> None:
+        """A leader is known: set the damaged log aside, and fetch the partition from its first record."""
+        partition, key = hosted.partition, hosted.key
+        leadership = self.leaders.get(key)
+        if self._hosted.get(key) is not hosted or leadership is None or leadership.leader == self.node_id:
+            return
+        self._drop(hosted)
+        try:
+            anew = self._logs.set_aside_damaged(partition.topic, partition.index)
+        except (StorageError, OSError) as error:
+            _log.error("replica_not_repaired", topic=partition.topic, partition=partition.index, error=str(error))
+            return
+        _log.warning("replica_fetched_anew", topic=partition.topic, partition=partition.index, leader=leadership.leader)
+        self._partitions[partition.topic, partition.index] = anew
+        hosted = self._host(anew, is_new=False, is_lost=True)
+        hosted.stands_in = True
+        hosted.replica.on_begin_epoch(BeginEpoch(leadership.leader, leadership.epoch), self.now_ms())
+        self.settle(hosted)
+
+    def diverged_below_high_watermark(self, hosted: HostedReplica, offset: Offset) -> None:
+        """The leader's log is not what is committed here: one of the two disks lost something."""
+        partition = hosted.partition
+        _log.error(
+            "committed_records_differ",
+            topic=partition.topic,
+            partition=partition.index,
+            leader=hosted.replica.leader,
+            diverges_at=offset,
+            high_watermark=partition.high_watermark,
+        )
+        self._mark_failed(hosted)
+        self.settle(hosted)
+
+    def _votes_failed(self, error: StorageError) -> None:
+        _log.error("votes_not_saved", error=str(error), hint="this node stops taking part; replace its disk")
+        for hosted in list(self._hosted.values()):
+            if not hosted.partition.had_one_voter_only:
+                self._mark_failed(hosted)
+                self.settle(hosted)
+
+    # --- time
+
+    def _schedule(self, deadline_ms: int, hosted: HostedReplica) -> None:
+        heapq.heappush(self._deadlines, (deadline_ms, next(self._numbers), hosted))
+        if self._timer is None or self._deadlines[0][0] == deadline_ms:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._deadlines and not self._is_closing:
+            self._timer = self._loop.call_at(self._deadlines[0][0] / 1000, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now_ms = self.now_ms()
+        due: dict[ReplicaKey, HostedReplica] = {}
+        while self._deadlines and self._deadlines[0][0] <= now_ms:
+            _, _, hosted = heapq.heappop(self._deadlines)
+            due[hosted.key] = hosted
+        for key, hosted in due.items():
+            if self._hosted.get(key) is hosted and hosted.replica.deadline_ms is not None:
+                if hosted.replica.deadline_ms <= now_ms:
+                    hosted.replica.tick(now_ms)
+                self.settle(hosted)
+        self._set_timer()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_ms = self.now_ms()
+            timeout_ms = self._rules.timing.election_timeout_ms
+            for fetcher in self._fetchers.values():
+                if fetcher.following and now_ms - fetcher.last_answer_ms > timeout_ms:
+                    fetcher.lost()
+            self._check_quorums(now_ms)
+
+    def _check_quorums(self, now_ms: int) -> None:
+        limit_ms = int(self._rules.timing.election_timeout_ms * HEARD_FACTOR)
+        unheard = frozenset(node for node, at_ms in self.sessions.last_fetch_ms.items() if now_ms - at_ms > limit_ms)
+        for hosted in list(self._hosted.values()):
+            if hosted.replica.is_leader and len(hosted.partition.voters) > 1:
+                self._check_quorum(hosted, unheard, now_ms, limit_ms)
+        self._unheard = unheard
+
+    def _check_quorum(self, hosted: HostedReplica, unheard: frozenset[NodeId], now_ms: int, limit_ms: int) -> None:
+        since_ms = now_ms - hosted.led_since_ms
+        if since_ms <= limit_ms:
+            missing = [voter for voter in hosted.partition.voters if voter not in hosted.replica.progress]
+            if missing and since_ms > self._rules.timing.stagger_ms:
+                self._elections.begin_epoch(hosted, missing)
+            return
+        if unheard is not self._unheard or unheard:
+            last_fetch_ms = self.sessions.last_fetch_ms
+            hosted.replica.check_quorum(lambda node: node in last_fetch_ms and node not in unheard, now_ms)
+            self.settle(hosted)
+
+    # --- from other nodes
+
+    async def handle(self, sender: NodeId, message: PeerRequest) -> PeerResponse:
+        """Answer another node."""
+        match message:
+            case ReplicaFetch():
+                return await self.sessions.fetch(sender, message)
+            case Votes():
+                return await self._elections.on_votes(message, self._hears_leader)
+            case BeginEpochs():
+                self._elections.on_begin_epochs(message)
+            case EndEpochs():
+                self._elections.on_end_epochs(message)
+            case Leaderships():
+                self._on_leaderships(message)
+            case SnapshotFetch():
+                return self._snapshot(message)
+            case _:
+                return Refused(ErrorCode.invalid_request, f"{type(message).__name__} is not for replicas")
+        return Done()
+
+    def _hears_leader(self, hosted: HostedReplica) -> bool:
+        leader = hosted.replica.leader
+        if leader is None or leader == self.node_id:
+            return leader == self.node_id
+        fetcher = self._fetchers.get(leader)
+        silent_ms = self.now_ms() - fetcher.last_answer_ms if fetcher is not None else 0
+        return fetcher is not None and silent_ms <= self._rules.timing.election_timeout_ms
+
+    def _snapshot(self, request: SnapshotFetch) -> SnapshotFetched:
+        nothing = b""
+        hosted = self._hosted.get(request.key)
+        if hosted is None or not hosted.replica.is_leader or hosted.replica.epoch != request.epoch:
+            return SnapshotFetched(ErrorCode.not_leader_or_follower, 0, nothing)
+        offset, data = self._snapshots.get(request.key, (Offset(-1), nothing))
+        if request.position == 0 or offset != request.offset:
+            if hosted.partition.log_start_offset != request.offset or request.position != 0:
+                return SnapshotFetched(ErrorCode.snapshot_not_found, 0, nothing)
+            data = hosted.partition.snapshot()
+            self._snapshots[request.key] = request.offset, data
+        piece = data[request.position : request.position + request.bytes_max]
+        if request.position + len(piece) >= len(data):
+            self._snapshots.pop(request.key, None)
+        return SnapshotFetched(ErrorCode.none, len(data), piece)
+
+    # --- voters and hand-over
+
+    def set_voters(self, hosted: HostedReplica, voters: tuple[NodeId, ...]) -> None:
+        """Append a new voter set, which differs by one voter; only while `replica.can_change_voters`.
+
+        Raises:
+            PartitionError: it can't be written.
+        """
+        assert hosted.replica.can_change_voters
+        before = hosted.partition.voters
+        hosted.partition.append_control(voters_record(voters), self._wall_clock_ms())
+        _log.info("voters_changed", topic=hosted.partition.topic, partition=hosted.partition.index, voters=voters)
+        hosted.replica.on_synced()
+        self.settle(hosted)
+        self._elections.begin_epoch(hosted, set(voters) - set(before))
+        self._announce(hosted)
+
+    async def hand_over(self, hosted: HostedReplica, to: NodeId | None, timeout_s: float) -> bool:
+        """Let another voter lead, when everything written is committed; says whether this node leads no more.
+
+        `to` None takes the one that has most. Appends are refused meanwhile, so that none is written that would have
+        to be told lost.
+        """
+        replica, partition = hosted.replica, hosted.partition
+        epoch = replica.epoch
+        if not replica.is_leader or len(partition.voters) < 2:
+            return not replica.is_leader
+        partition.is_draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await partition.committed(partition.log_end_offset)
+                await self._in_step(hosted, to)
+        except (TimeoutError, PartitionError):
+            pass
+        finally:
+            partition.is_draining = False
+        if not replica.is_leader or replica.epoch != epoch:
+            return True
+        if to is not None and not self.has_everything(hosted, to):
+            return False
+        message = replica.resign(self.now_ms())
+        assert message is not None
+        if to is not None:
+            others = tuple(node for node in message.successors if node != to)
+            message = type(message)(message.leader, message.epoch, (to, *others))
+        self._elections.end_epoch(hosted.key, message, partition.voters)
+        self.settle(hosted)
+        return True
+
+    def has_everything(self, hosted: HostedReplica, node: NodeId) -> bool:
+        """Whether a follower of a partition that this node leads has all of its log on its disk."""
+        progress = hosted.replica.progress.get(node)
+        return progress is not None and progress.end_offset >= hosted.partition.log_end_offset
+
+    async def _in_step(self, hosted: HostedReplica, to: NodeId | None) -> None:
+        if to is None:
+            return
+        while hosted.replica.is_leader and not self.has_everything(hosted, to):
+            await asyncio.sleep(0.01)
