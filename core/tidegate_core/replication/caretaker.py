@@ -10,6 +10,7 @@ import structlog
 
 from tidegate_core.errors import PartitionError
 from tidegate_core.raft.messages import ReplicaKey
+from tidegate_core.replication.handover import hand_over
 from tidegate_core.replication.hosted import HostedReplica
 from tidegate_core.replication.messages import METADATA_KEY, Moved
 from tidegate_core.replication.reassignment import Finished, HandOver, SetVoters, next_step
@@ -115,28 +116,14 @@ class Caretaker:
             return ErrorCode.election_not_needed
         if not self._replicas.is_heard(preferred):
             return ErrorCode.preferred_leader_not_available
-        is_done = await self._replicas.hand_over(hosted, preferred, HAND_OVER_TIMEOUT_S)
+        is_done = await hand_over(self._replicas, hosted, preferred, HAND_OVER_TIMEOUT_S)
         return ErrorCode.none if is_done else ErrorCode.preferred_leader_not_available
 
     def _hand_over(self, hosted: HostedReplica, to: NodeId) -> None:
-        async def hand_over() -> None:
+        async def run() -> None:
             try:
-                await self._replicas.hand_over(hosted, to, HAND_OVER_TIMEOUT_S)
+                await hand_over(self._replicas, hosted, to, HAND_OVER_TIMEOUT_S)
             finally:
                 del self._handing_over[hosted.key]
 
-        self._handing_over[hosted.key] = asyncio.create_task(hand_over(), name=f"hand over {hosted.key}")
-
-
-async def leave_politely(replicas: ReplicaManager, timeout_s: float) -> None:
-    """Before this node stops: let others lead what it leads, and return when they do, or after `timeout_s`."""
-    led = [one for one in replicas.hosted_replicas if one.replica.is_leader and len(one.partition.voters) > 1]
-    if not led:
-        return
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    done = await asyncio.gather(*(replicas.hand_over(hosted, None, timeout_s / 2) for hosted in led))
-    _log.info("leadership_handed_over", partitions=sum(done))
-    while asyncio.get_running_loop().time() < deadline:
-        if all(replicas.leaders.get(hosted.key) is not None or hosted.replica.is_leader for hosted in led):
-            return
-        await asyncio.sleep(0.02)
+        self._handing_over[hosted.key] = asyncio.create_task(run(), name=f"hand over {hosted.key}")

@@ -31,6 +31,8 @@ class HostedReplica:
     led_since_ms: int = 0
     was_settled: bool = False
     """Whether the owner was told that this node leads and knows what is committed."""
+    scheduled_ms: int = -1
+    """When its deadline is looked at next."""
     saving: VoteState | None = None
     """On its way to the disk."""
     sessions: list[FollowerSession] = field(default_factory=list)

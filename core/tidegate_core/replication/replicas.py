@@ -7,8 +7,6 @@ place that carries the state over into the log, the fetchers, the sessions and t
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -22,9 +20,10 @@ from tidegate_core.log.control import leader_change, voters_record
 from tidegate_core.log_manager import LogManager
 from tidegate_core.metadata.assignments import WantedReplica
 from tidegate_core.partition import Partition
-from tidegate_core.raft.messages import BeginEpoch, ReplicaKey, VoteState
+from tidegate_core.raft.messages import BeginEpoch, EndEpoch, ReplicaKey, VoteState
 from tidegate_core.raft.replica import Replica, Role, Timing
 from tidegate_core.replication.announcer import Announcer
+from tidegate_core.replication.deadlines import Deadlines
 from tidegate_core.replication.elections import Elections
 from tidegate_core.replication.fetcher import LeaderFetcher
 from tidegate_core.replication.hosted import HostedReplica
@@ -41,11 +40,11 @@ from tidegate_core.replication.messages import (
     Refused,
     ReplicaFetch,
     SnapshotFetch,
-    SnapshotFetched,
     Votes,
 )
 from tidegate_core.replication.peers import PeerNetwork
 from tidegate_core.replication.sessions import FollowerSessions
+from tidegate_core.replication.snapshots import Snapshots
 from tidegate_core.replication.throttle import Throttle
 from tidegate_core.replication.vote_store import VoteStore
 from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
@@ -110,7 +109,6 @@ class ReplicaManager:
         self._is_replacement = is_replacement
         self._has_caught_up = False
         """Whether the metadata was complete once, as of this start: a partition that is made later is a new one."""
-        self._is_closing = False
         self.sessions = FollowerSessions(
             self._hosted,
             settle=self.settle,
@@ -129,12 +127,10 @@ class ReplicaManager:
             timeout_ms=rules.request_timeout_ms,
         )
         self._announcer = Announcer(network, self._leaderships, rules.request_timeout_ms)
-        self._deadlines: list[tuple[int, int, HostedReplica]] = []
-        self._numbers = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadlines = Deadlines(self._due)
         self._unheard: frozenset[NodeId] = frozenset()
         self._sweeper: asyncio.Task[None] | None = None
-        self._snapshots: dict[ReplicaKey, tuple[Offset, bytes]] = {}
+        self._snapshots = Snapshots(self._hosted)
 
     # --- what others ask
 
@@ -175,9 +171,7 @@ class ReplicaManager:
 
     async def close(self) -> None:
         """Stop at once; `replication.handover` is how to leave politely before."""
-        self._is_closing = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadlines.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -306,7 +300,7 @@ class ReplicaManager:
         if replica.unsaved is not None or replica.has_requests:
             self._elections.attend(hosted)
         if replica.deadline_ms is not None:
-            self._schedule(replica.deadline_ms, hosted)
+            self._deadlines.add(replica.deadline_ms, hosted)
 
     def _stand(self, hosted: HostedReplica, standing: tuple[bool, LeaderEpoch, NodeId | None]) -> None:
         was_leader, old_epoch, old_leader = hosted.standing
@@ -348,17 +342,11 @@ class ReplicaManager:
                     partition.append_control(record, self._wall_clock_ms())
                 except PartitionError as error:  # a full disk, most likely: others may have room
                     _log.warning("epoch_not_begun", topic=partition.topic, partition=partition.index, error=str(error))
-                    self._loop.call_soon(self._resign, hosted)
+                    self._loop.call_soon(self.resign, hosted, None)
                     return
             self._elections.begin_epoch(hosted, partition.voters)
         self.leaders.found_again(hosted.key, replica.epoch)
         self._announce(hosted)
-
-    def _resign(self, hosted: HostedReplica) -> None:
-        message = hosted.replica.resign(self.now_ms())
-        if message is not None:
-            self._elections.end_epoch(hosted.key, message, hosted.partition.voters)
-        self.settle(hosted)
 
     def _fetcher(self, leader: NodeId) -> LeaderFetcher:
         fetcher = self._fetchers.get(leader)
@@ -508,31 +496,10 @@ class ReplicaManager:
 
     # --- time
 
-    def _schedule(self, deadline_ms: int, hosted: HostedReplica) -> None:
-        heapq.heappush(self._deadlines, (deadline_ms, next(self._numbers), hosted))
-        if self._timer is None or self._deadlines[0][0] == deadline_ms:
-            self._set_timer()
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._deadlines and not self._is_closing:
-            self._timer = self._loop.call_at(self._deadlines[0][0] / 1000, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        now_ms = self.now_ms()
-        due: dict[ReplicaKey, HostedReplica] = {}
-        while self._deadlines and self._deadlines[0][0] <= now_ms:
-            _, _, hosted = heapq.heappop(self._deadlines)
-            due[hosted.key] = hosted
-        for key, hosted in due.items():
-            if self._hosted.get(key) is hosted and hosted.replica.deadline_ms is not None:
-                if hosted.replica.deadline_ms <= now_ms:
-                    hosted.replica.tick(now_ms)
-                self.settle(hosted)
-        self._set_timer()
+    def _due(self, hosted: HostedReplica) -> None:
+        if self._hosted.get(hosted.key) is hosted:
+            hosted.replica.tick(self.now_ms())
+            self.settle(hosted)
 
     async def _sweep(self) -> None:
         while True:
@@ -580,7 +547,7 @@ class ReplicaManager:
             case Leaderships():
                 self._on_leaderships(message)
             case SnapshotFetch():
-                return self._snapshot(message)
+                return self._snapshots.piece(message)
             case _:
                 return Refused(ErrorCode.invalid_request, f"{type(message).__name__} is not for replicas")
         return Done()
@@ -593,23 +560,7 @@ class ReplicaManager:
         silent_ms = self.now_ms() - fetcher.last_answer_ms if fetcher is not None else 0
         return fetcher is not None and silent_ms <= self._rules.timing.election_timeout_ms
 
-    def _snapshot(self, request: SnapshotFetch) -> SnapshotFetched:
-        nothing = b""
-        hosted = self._hosted.get(request.key)
-        if hosted is None or not hosted.replica.is_leader or hosted.replica.epoch != request.epoch:
-            return SnapshotFetched(ErrorCode.not_leader_or_follower, 0, nothing)
-        offset, data = self._snapshots.get(request.key, (Offset(-1), nothing))
-        if request.position == 0 or offset != request.offset:
-            if hosted.partition.log_start_offset != request.offset or request.position != 0:
-                return SnapshotFetched(ErrorCode.snapshot_not_found, 0, nothing)
-            data = hosted.partition.snapshot()
-            self._snapshots[request.key] = request.offset, data
-        piece = data[request.position : request.position + request.bytes_max]
-        if request.position + len(piece) >= len(data):
-            self._snapshots.pop(request.key, None)
-        return SnapshotFetched(ErrorCode.none, len(data), piece)
-
-    # --- voters and hand-over
+    # --- voters and successors
 
     def set_voters(self, hosted: HostedReplica, voters: tuple[NodeId, ...]) -> None:
         """Append a new voter set, which differs by one voter; only while `replica.can_change_voters`.
@@ -626,45 +577,17 @@ class ReplicaManager:
         self._elections.begin_epoch(hosted, set(voters) - set(before))
         self._announce(hosted)
 
-    async def hand_over(self, hosted: HostedReplica, to: NodeId | None, timeout_s: float) -> bool:
-        """Let another voter lead, when everything written is committed; says whether this node leads no more.
-
-        `to` None takes the one that has most. Appends are refused meanwhile, so that none is written that would have
-        to be told lost.
-        """
-        replica, partition = hosted.replica, hosted.partition
-        epoch = replica.epoch
-        if not replica.is_leader or len(partition.voters) < 2:
-            return not replica.is_leader
-        partition.is_draining = True
-        try:
-            async with asyncio.timeout(timeout_s):
-                await partition.committed(partition.log_end_offset)
-                await self._in_step(hosted, to)
-        except (TimeoutError, PartitionError):
-            pass
-        finally:
-            partition.is_draining = False
-        if not replica.is_leader or replica.epoch != epoch:
-            return True
-        if to is not None and not self.has_everything(hosted, to):
-            return False
-        message = replica.resign(self.now_ms())
-        assert message is not None
-        if to is not None:
-            others = tuple(node for node in message.successors if node != to)
-            message = type(message)(message.leader, message.epoch, (to, *others))
-        self._elections.end_epoch(hosted.key, message, partition.voters)
+    def resign(self, hosted: HostedReplica, to: NodeId | None) -> None:
+        """Lead no more; `to` is to stand first, or, where it is None, the follower that has most."""
+        message = hosted.replica.resign(self.now_ms())
+        if message is not None:
+            if to is not None:
+                others = tuple(node for node in message.successors if node != to)
+                message = EndEpoch(message.leader, message.epoch, (to, *others))
+            self._elections.end_epoch(hosted.key, message, hosted.partition.voters)
         self.settle(hosted)
-        return True
 
     def has_everything(self, hosted: HostedReplica, node: NodeId) -> bool:
         """Whether a follower of a partition that this node leads has all of its log on its disk."""
         progress = hosted.replica.progress.get(node)
         return progress is not None and progress.end_offset >= hosted.partition.log_end_offset
-
-    async def _in_step(self, hosted: HostedReplica, to: NodeId | None) -> None:
-        if to is None:
-            return
-        while hosted.replica.is_leader and not self.has_everything(hosted, to):
-            await asyncio.sleep(0.01)
