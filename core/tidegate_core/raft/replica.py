@@ -349,6 +349,11 @@ class Replica:
         else:
             self._refused.add(voter)
 
+    def on_unknown_here(self, now_ms: int) -> None:
+        """A voter has no such replica yet: the partition was just made, so ask again soon."""
+        if self.role is Role.PROSPECTIVE and self.deadline_ms is not None:
+            self.deadline_ms = min(self.deadline_ms, now_ms + self._timing.stagger_ms // 2)
+
     def _count(self, now_ms: int) -> None:
         voters = self._log.voters
         granted = [voter for voter in voters if voter in self._granted]

@@ -151,9 +151,13 @@ class Elections:
         now_ms = self._now_ms()
         for key, response in answer.answers:
             hosted = self._hosted.get(key)
-            if hosted is not None and response is not None:
+            if hosted is None:
+                continue
+            if response is None:
+                hosted.replica.on_unknown_here(now_ms)
+            else:
                 hosted.replica.on_vote_response(voter, response, now_ms)
-                self._settle(hosted)
+            self._settle(hosted)
 
     async def _tell_begin(self, voter: NodeId, message: BeginEpochs) -> None:
         try:

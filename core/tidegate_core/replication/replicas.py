@@ -59,6 +59,9 @@ HEARD_FACTOR: Final = 1.5
 IN_STEP_MS: Final = 10_000
 """A follower that had everything at least this recently is in step (Kafka's replica.lag.time.max.ms is 30 s)."""
 
+BUSY_S: Final = 0.01
+"""How long the loop may be kept from other things at once while replicas are made."""
+
 _log = structlog.get_logger()
 
 
@@ -232,6 +235,7 @@ class ReplicaManager:
         A replica that the metadata gave this node once, and no longer does, is deleted; so is one of which it says that
         its topic was deleted (`is_gone`). One that the metadata does not know at all is left alone.
         """
+        began_s = self._loop.time()
         for (topic, index), want in wanted.items():
             hosted = self._hosted.get(want.key)
             if hosted is None:
@@ -242,6 +246,9 @@ class ReplicaManager:
             self._partitions[topic, index] = partition
             if partition.config != want.config:
                 partition.config = want.config
+            if self._loop.time() - began_s > BUSY_S:  # each one that is made waits for the disk: let others in between
+                await asyncio.sleep(0)
+                began_s = self._loop.time()
         keys = {want.key for want in wanted.values()}
         for hosted in list(self._hosted.values()):
             if hosted.key in keys or hosted.key == METADATA_KEY:
