@@ -229,7 +229,9 @@ class ReplicaManager:
         """This node has seen all metadata there was when it started: what is made from now on is new."""
         self._has_caught_up = True
 
-    async def reconcile(self, wanted: Mapping[tuple[str, int], WantedReplica], is_gone: Callable[[ReplicaKey], bool]) -> None:
+    async def reconcile(
+        self, wanted: Mapping[tuple[str, int], WantedReplica], is_gone: Callable[[ReplicaKey], bool]
+    ) -> None:
         """Make, configure and delete replicas as the metadata says.
 
         A replica that the metadata gave this node once, and no longer does, is deleted; so is one of which it says that
