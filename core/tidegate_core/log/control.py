@@ -1,0 +1,101 @@
+"""Control records: what replicas write into a log for themselves. Consumers skip them.
+
+A control record's key is its version and type. Types are Kafka's: 2 begins an epoch (LeaderChangeMessage, KIP-595), 6
+says who votes from here on (KIP-853), as JSON here, since Kafka's layout carries endpoints that are metadata's with us.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tidegate_core.errors import CorruptBatchRefused
+from tidegate_wire.identifiers import NodeId
+from tidegate_wire.records import BatchError, RecordBatchBuilder, read_records
+
+LEADER_CHANGE: Final = 2
+VOTERS: Final = 6
+
+_KEY: Final = struct.Struct(">hh")
+_LEADER: Final = struct.Struct(">hi")
+_VOTER: Final = struct.Struct(">ib")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRecord:
+    """Key and value."""
+
+    key: bytes
+    value: bytes
+
+    def to_batch(self, now_ms: int) -> bytearray:
+        """A batch of this record alone, to be stamped with its offset and epoch."""
+        builder = RecordBatchBuilder(is_control=True)
+        builder.append(now_ms, self.key, self.value)
+        return bytearray(builder.build())
+
+
+def leader_change(leader: NodeId, voters: Sequence[NodeId]) -> ControlRecord:
+    """`leader` leads from here on."""
+    listed = b"".join((bytes([len(voters) + 1]), *(_VOTER.pack(voter, 0) for voter in voters)))
+    return ControlRecord(_KEY.pack(0, LEADER_CHANGE), _LEADER.pack(0, leader) + listed + b"\x01\x00")
+
+
+def voters_record(voters: Sequence[NodeId]) -> ControlRecord:
+    """These vote from here on, the preferred leader first."""
+    return ControlRecord(_KEY.pack(0, VOTERS), json.dumps({"voters": list(voters)}).encode())
+
+
+def read_voters(batch: bytes | memoryview) -> tuple[NodeId, ...] | None:
+    """The voters that a control batch sets; None if it is about something else.
+
+    Raises:
+        CorruptBatchRefused: it can't be read.
+    """
+    try:
+        for record in read_records(batch):
+            if _KEY.unpack_from(record.key or b"")[1] == VOTERS:
+                return tuple(NodeId(int(voter)) for voter in json.loads(record.value or b"")["voters"])
+    except (BatchError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise CorruptBatchRefused(f"a control record can't be read: {error!r}") from error
+    return None
+
+
+class VoterSets:
+    """Who voted from which offset on: the sets in a log, and before them the one the partition was made with."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, entries: Sequence[tuple[int, Sequence[int]]] = ()) -> None:
+        self._entries = [(offset, tuple(NodeId(voter) for voter in voters)) for offset, voters in entries]
+
+    @property
+    def entries(self) -> tuple[tuple[int, tuple[NodeId, ...]], ...]:
+        """Offsets, growing, and the sets; at offset -1 the first one."""
+        return tuple(self._entries)
+
+    @property
+    def latest(self) -> tuple[int, tuple[NodeId, ...]]:
+        """The newest set and where it stands."""
+        return self._entries[-1]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def note(self, offset: int, voters: tuple[NodeId, ...]) -> None:
+        """A control record at `offset` sets the voters. Seen before (in a checkpoint) is no news."""
+        if not self._entries or offset > self._entries[-1][0]:
+            self._entries.append((offset, voters))
+
+    def cut_end(self, offset: int) -> None:
+        """Forget sets at or after `offset`: the log was truncated."""
+        while len(self._entries) > 1 and self._entries[-1][0] >= offset:
+            self._entries.pop()
+
+    def cut_start(self, offset: int) -> None:
+        """Forget all sets before `offset` but the last: they can't come back."""
+        while len(self._entries) > 1 and self._entries[1][0] < offset:
+            del self._entries[0]

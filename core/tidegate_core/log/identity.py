@@ -1,0 +1,69 @@
+"""The file `partition.metadata`: whose records a directory holds. Written once, before the first record.
+
+A topic that is deleted and made again has another id; its partitions must not go on with the old one's records.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid5
+
+from tidegate_core.log.files import DamagedFile, replace_file, seal, unseal
+from tidegate_wire.identifiers import NodeId
+
+IDENTITY_NAME: Final = "partition.metadata"
+_KIND: Final = b"TGPARTI1"
+_NAMESPACE: Final = UUID("6f6d1d52-4f0e-5b0e-9f0a-7469646567a7")
+
+METADATA_TOPIC: Final = "__cluster_metadata"
+METADATA_TOPIC_ID: Final = UUID(int=1)
+
+
+def id_of_old_topic(topic: str) -> UUID:
+    """The id of a topic that was made before topics had ids."""
+    return METADATA_TOPIC_ID if topic == METADATA_TOPIC else uuid5(_NAMESPACE, topic)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionIdentity:
+    """The content of the file."""
+
+    topic_id: UUID
+    voters: tuple[NodeId, ...]
+    """Those the partition was made with; later ones are in the log."""
+    stands_in: bool = False
+    """A new copy of a log that was set aside as damaged, not complete yet."""
+
+
+def write_identity(directory: Path, identity: PartitionIdentity) -> None:
+    """Write the file; the caller syncs the directory.
+
+    Raises:
+        OSError: it was not written.
+    """
+    content = {
+        "topic_id": str(identity.topic_id),
+        "voters": list(identity.voters),
+        "stands_in": identity.stands_in,
+    }
+    replace_file(directory / IDENTITY_NAME, seal(_KIND, json.dumps(content).encode() + b"\n"), durable=True)
+
+
+def load_identity(directory: Path, topic: str, node_id: NodeId) -> PartitionIdentity:
+    """Read the file; a directory that was made before there was one belongs to this node alone.
+
+    Raises:
+        OSError: it can't be read.
+        DamagedFile: it is something else.
+    """
+    try:
+        content = json.loads(unseal(_KIND, (directory / IDENTITY_NAME).read_bytes()))
+        voters = tuple(NodeId(int(voter)) for voter in content["voters"])
+        return PartitionIdentity(UUID(content["topic_id"]), voters, bool(content["stands_in"]))
+    except FileNotFoundError:
+        return PartitionIdentity(id_of_old_topic(topic), (node_id,))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{directory / IDENTITY_NAME}: {error!r}") from error
