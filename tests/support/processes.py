@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -103,13 +103,20 @@ class TidegatePart(Process):
     """`tidegate core|bridge|edge|sim ...`, started with `--ready-file`."""
 
     def __init__(
-        self, arguments: list[str], directory: Path, *, name: str | None = None, env: dict[str, str] | None = None
+        self,
+        arguments: list[str],
+        directory: Path,
+        *,
+        name: str | None = None,
+        env: dict[str, str] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
+        """`wrapper` stands before the command; it has to end in an exec, so that signals reach the part."""
         name = name or arguments[0]
         self.ready_path = directory / f"{name}.ready.json"
         self.ready_path.unlink(missing_ok=True)
         super().__init__(
-            [sys.executable, "-m", "tidegate", *arguments, "--ready-file", str(self.ready_path)],
+            [*wrapper, sys.executable, "-m", "tidegate", *arguments, "--ready-file", str(self.ready_path)],
             directory / f"{name}.log",
             env,
         )
