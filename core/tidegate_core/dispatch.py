@@ -18,7 +18,7 @@ Handler = Callable[[Node, Any, Client], Awaitable[Fields]]
 _HANDLERS: Final[dict[int, Handler]] = {
     Api.API_VERSIONS: cluster.api_versions,
     Api.DESCRIBE_CLUSTER: cluster.describe_cluster,
-    Api.FIND_COORDINATOR: cluster.find_coordinator,
+    Api.FIND_COORDINATOR: groups.find_coordinator,
     Api.INIT_PRODUCER_ID: cluster.init_producer_id,
     Api.DESCRIBE_LOG_DIRS: cluster.describe_log_dirs,
     Api.LIST_OFFSETS: offsets.list_offsets,

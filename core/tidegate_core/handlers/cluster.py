@@ -1,4 +1,4 @@
-"""The cluster and this node: ApiVersions, DescribeCluster, FindCoordinator, InitProducerId, DescribeLogDirs."""
+"""The cluster and this node: ApiVersions, DescribeCluster, InitProducerId, DescribeLogDirs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from tidegate_core.node import Client, Node
-from tidegate_core.protocol.error_codes import ACCEPTED, KafkaError, refusal_of
+from tidegate_core.protocol.error_codes import refusal_of
 from tidegate_core.protocol.translate import Fields
 from tidegate_core.protocol.versions import VERSIONS
 from tidegate_wire.kafka.messages import ErrorCode
@@ -15,10 +15,8 @@ if TYPE_CHECKING:
     from kio.schema.api_versions.v4.request import ApiVersionsRequest
     from kio.schema.describe_cluster.v1.request import DescribeClusterRequest
     from kio.schema.describe_log_dirs.v4.request import DescribeLogDirsRequest
-    from kio.schema.find_coordinator.v4.request import FindCoordinatorRequest
     from kio.schema.init_producer_id.v4.request import InitProducerIdRequest
 
-_GROUP: Final = 0
 _BROKERS: Final = 1
 _NO_PRODUCER: Final = -1
 
@@ -63,35 +61,6 @@ async def describe_cluster(node: Node, request: DescribeClusterRequest, _client:
             CLUSTER_OPERATIONS if request.include_cluster_authorized_operations else _NOT_TOLD
         ),
     }
-
-
-async def find_coordinator(node: Node, request: FindCoordinatorRequest, _client: Client) -> Fields:
-    """The node that keeps a group."""
-    coordinators = []
-    for key in request.coordinator_keys:
-        refusal = ACCEPTED
-        try:
-            _check_key_type(request.key_type)
-            await node.groups.shard_of(key)
-        except Exception as error:  # becomes this key's answer
-            refusal = refusal_of(error)
-        is_found = refusal is ACCEPTED
-        coordinators.append(
-            {
-                "key": key,
-                "node_id": node.settings.node_id if is_found else -1,
-                "host": node.advertised.host if is_found else "",
-                "port": node.advertised.port if is_found else -1,
-                "error_code": refusal.code,
-                "error_message": refusal.message,
-            }
-        )
-    return {"coordinators": coordinators}
-
-
-def _check_key_type(key_type: int) -> None:
-    if key_type != _GROUP:
-        raise KafkaError(ErrorCode.transactional_id_authorization_failed, "transactions are not served")
 
 
 async def init_producer_id(node: Node, request: InitProducerIdRequest, _client: Client) -> Fields:

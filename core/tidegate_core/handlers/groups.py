@@ -17,13 +17,14 @@ from tidegate_core.groups.messages import (
 from tidegate_core.groups.records import CommittedOffset, OffsetKey
 from tidegate_core.groups.shard import GroupShard
 from tidegate_core.node import Client, Node
-from tidegate_core.protocol.error_codes import refusal_of
+from tidegate_core.protocol.error_codes import ACCEPTED, KafkaError, refusal_of
 from tidegate_core.protocol.translate import Fields, milliseconds
 from tidegate_wire.kafka.messages import ErrorCode
 
 if TYPE_CHECKING:
     from kio.schema.delete_groups.v2.request import DeleteGroupsRequest
     from kio.schema.describe_groups.v5.request import DescribeGroupsRequest
+    from kio.schema.find_coordinator.v4.request import FindCoordinatorRequest
     from kio.schema.heartbeat.v4.request import HeartbeatRequest
     from kio.schema.join_group.v9.request import JoinGroupRequest
     from kio.schema.leave_group.v5.request import LeaveGroupRequest
@@ -40,9 +41,42 @@ a thousand topics with long names takes a quarter of it."""
 GROUP_OPERATIONS: Final = 1 << 3 | 1 << 6 | 1 << 8
 """Read, delete, describe (KIP-430): all are allowed."""
 
+_GROUP: Final = 0
 _NOT_TOLD: Final = -(2**31)
 _NO_OFFSET: Final = -1
 _GROUP_TYPE: Final = "classic"
+
+
+# Who keeps a group.
+
+
+async def find_coordinator(node: Node, request: FindCoordinatorRequest, _client: Client) -> Fields:
+    """The node that keeps a group."""
+    coordinators = []
+    for key in request.coordinator_keys:
+        refusal = ACCEPTED
+        try:
+            _check_key_type(request.key_type)
+            await node.groups.shard_of(key)
+        except Exception as error:  # becomes this key's answer
+            refusal = refusal_of(error)
+        is_found = refusal is ACCEPTED
+        coordinators.append(
+            {
+                "key": key,
+                "node_id": node.settings.node_id if is_found else -1,
+                "host": node.advertised.host if is_found else "",
+                "port": node.advertised.port if is_found else -1,
+                "error_code": refusal.code,
+                "error_message": refusal.message,
+            }
+        )
+    return {"coordinators": coordinators}
+
+
+def _check_key_type(key_type: int) -> None:
+    if key_type != _GROUP:
+        raise KafkaError(ErrorCode.transactional_id_authorization_failed, "transactions are not served")
 
 
 # Members.
