@@ -1,7 +1,10 @@
 """Whose a data directory is: one process holds it, and it belongs to one node of one cluster.
 
+The directory's own id is made with it, so that a node whose disk was wiped is told from the one it was before.
+
 DIR/lock            held (flock) while the core runs; contains its process id
-DIR/meta.json       format version, cluster id, node id
+DIR/meta.json       format version, node id, directory id; once the node has a cluster, that one's id and founders
+DIR/votes           votes in elections, of all partitions
 DIR/TOPIC-INDEX/    a partition
 """
 
@@ -12,21 +15,28 @@ import fcntl
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from uuid import UUID, uuid4
 
 from tidegate_core.errors import DataDirError
 from tidegate_core.log.files import replace_file
 from tidegate_wire.identifiers import NodeId
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+_SINGLE_NODE_VERSION: Final = 1
+"""Before there were clusters: brought up to date when it is opened."""
+
 LOCK_NAME: Final = "lock"
 META_NAME: Final = "meta.json"
 
 _PARTITION_DIRECTORY = re.compile(r"(?P<topic>[a-zA-Z0-9._-]{1,249})-(?P<index>0|[1-9][0-9]{0,9})")
+
+
+Founders = tuple[tuple[NodeId, UUID], ...]
+"""The nodes that voted on metadata when the cluster began, and the ids of their directories."""
 
 
 @dataclass(slots=True)
@@ -34,29 +44,62 @@ class DataDir:
     """A locked data directory."""
 
     path: Path
-    cluster_id: str
+    node_id: NodeId
+    directory_id: UUID
+    cluster_id: str | None
+    """None until the node belongs to a cluster."""
+    founders: Founders
+    is_replacement: bool
+    """The cluster was there before this directory was: what this node had acknowledged before may be gone."""
     _lock: int
 
     @classmethod
-    def claim(cls, path: Path, *, node_id: NodeId, cluster_id: str | None) -> DataDir:
+    def claim(cls, path: Path, *, node_id: NodeId) -> DataDir:
         """Lock the directory and check that it is this node's; an empty one becomes so.
 
         Raises:
-            DataDirError: in use, another node's or cluster's, or written by a newer version.
+            DataDirError: in use, another node's, or written by a newer version.
             OSError: it can't be made, read or written.
         """
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
         try:
-            found = _check_meta(path / META_NAME, node_id, cluster_id)
-            if found is None:
-                found = cluster_id or base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-                meta = {"format_version": FORMAT_VERSION, "cluster_id": found, "node_id": node_id}
-                replace_file(path / META_NAME, json.dumps(meta).encode() + b"\n", durable=True)
+            meta = _load_meta(path / META_NAME, node_id)
+            if meta is None:
+                directory = cls(path, node_id, uuid4(), None, (), False, lock)
+                directory._write()
+                return directory
+            founders = tuple((NodeId(node), UUID(found)) for node, found in meta["founders"])
+            directory_id = UUID(meta["directory_id"])
+            return cls(path, node_id, directory_id, meta["cluster_id"], founders, meta["is_replacement"], lock)
         except BaseException:
             os.close(lock)
             raise
-        return cls(path, found, lock)
+
+    def found(self, cluster_id: str, founders: Founders, *, is_replacement: bool) -> None:
+        """The node belongs to this cluster from now on; on disk when this returns.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        assert self.cluster_id is None
+        self.cluster_id, self.founders, self.is_replacement = cluster_id, founders, is_replacement
+        try:
+            self._write()
+        except OSError:
+            self.cluster_id, self.founders, self.is_replacement = None, (), False
+            raise
+
+    def _write(self) -> None:
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "cluster_id": self.cluster_id,
+            "node_id": self.node_id,
+            "directory_id": str(self.directory_id),
+            "founders": [[node, str(directory)] for node, directory in self.founders],
+            "is_replacement": self.is_replacement,
+        }
+        replace_file(self.path / META_NAME, json.dumps(meta).encode() + b"\n", durable=True)
 
     def partitions(self) -> Iterator[tuple[str, int, Path]]:
         """Topic, index and directory of each partition."""
@@ -88,18 +131,23 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _check_meta(path: Path, node_id: NodeId, cluster_id: str | None) -> str | None:
-    """The cluster id that the directory has, or None if it is nobody's yet."""
+def new_cluster_id() -> str:
+    """A random one, written as Kafka writes them."""
+    return base64.urlsafe_b64encode(uuid4().bytes).rstrip(b"=").decode()
+
+
+def _load_meta(path: Path, node_id: NodeId) -> dict[str, Any] | None:
+    """What the directory says of itself, as of this version; None if it is nobody's yet."""
     try:
-        meta = json.loads(path.read_bytes())
-        version, found_cluster, found_node = meta["format_version"], meta["cluster_id"], meta["node_id"]
+        meta: dict[str, Any] = json.loads(path.read_bytes())
+        version, found_node = meta["format_version"], meta["node_id"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise DataDirError(
             f"{path} can't be read: {error}", hint="restore it from a copy; the logs are intact"
         ) from error
-    if version != FORMAT_VERSION:
+    if version not in (_SINGLE_NODE_VERSION, FORMAT_VERSION):
         raise DataDirError(
             f"{path.parent} has format version {version}, this is {FORMAT_VERSION}",
             hint="run the version that wrote it",
@@ -108,8 +156,13 @@ def _check_meta(path: Path, node_id: NodeId, cluster_id: str | None) -> str | No
         raise DataDirError(
             f"{path.parent} belongs to node {found_node}, this is node {node_id}", hint="check --data-dir"
         )
-    if cluster_id is not None and found_cluster != cluster_id:
-        raise DataDirError(
-            f"{path.parent} belongs to cluster {found_cluster}, this is {cluster_id}", hint="check --data-dir"
-        )
-    return str(found_cluster)
+    if version == _SINGLE_NODE_VERSION:
+        directory_id = str(uuid4())
+        meta |= {
+            "format_version": FORMAT_VERSION,
+            "directory_id": directory_id,
+            "founders": [[node_id, directory_id]],
+            "is_replacement": False,
+        }
+        replace_file(path, json.dumps(meta).encode() + b"\n", durable=True)
+    return meta

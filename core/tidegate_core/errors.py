@@ -8,6 +8,7 @@ TidegateError
 |   |   +-- PartitionDamaged        bytes that were synced are gone or changed; nothing was deleted
 |   |   +-- PartitionClosed         deleted, or shutting down
 |   +-- OffsetOutOfRange            OFFSET_OUT_OF_RANGE
+|   +-- NotLeader                   NOT_LEADER_OR_FOLLOWER (clients ask who leads, and go there)
 |   +-- AppendRefused               the batch is not one this partition takes; nothing was written
 |       +-- CorruptBatchRefused     CORRUPT_MESSAGE
 |       +-- InvalidRecord           INVALID_RECORD
@@ -66,6 +67,12 @@ class OffsetOutOfRange(PartitionError):
     """The offset is below the log's start or above its end."""
 
     kafka_error = "OFFSET_OUT_OF_RANGE"
+
+
+class NotLeader(PartitionError):
+    """Another node leads the partition, or nobody does just now."""
+
+    kafka_error = "NOT_LEADER_OR_FOLLOWER"
 
 
 class AppendRefused(PartitionError):

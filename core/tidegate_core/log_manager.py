@@ -7,9 +7,11 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
+from uuid import UUID
 
 import structlog
 
@@ -18,6 +20,7 @@ from tidegate_core.errors import PartitionError, PartitionExists, StorageError
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.files import DELETED_SUFFIX, OpenFiles, storage_error, sync_directory
 from tidegate_core.log.flusher import Flusher
+from tidegate_core.log.identity import PartitionIdentity, write_identity
 from tidegate_core.log.segment import LogPosition
 from tidegate_core.partition import Partition
 from tidegate_core.producers import EXPIRATION_MS_DEFAULT
@@ -27,12 +30,22 @@ from tidegate_wire.identifiers import NodeId
 UPKEEP_INTERVAL_S: Final = 30.0
 """Between two looks at every partition for what is old; retention is late by at most this."""
 
+DAMAGED_SUFFIX: Final = ".damaged"
+"""Of a partition's directory that was set aside until there is a whole copy of it again."""
+
 _logger = structlog.get_logger()
 
 
 def wall_clock_ms() -> int:
     """Unix time in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def lead_alone(partition: Partition) -> None:
+    """Let a partition that no other node has lead: what is on this disk is committed."""
+    partition.lead(partition.leader_epoch)
+    partition.set_high_watermark(partition.synced_offset)
+    partition.on_synced = lambda synced: synced.set_high_watermark(synced.synced_offset)
 
 
 class LogManager:
@@ -47,7 +60,6 @@ class LogManager:
         producer_expiration_ms: int,
         upkeep_interval_s: float,
     ) -> None:
-        self.cluster_id = data_dir.cluster_id
         self._data_dir = data_dir
         self._config_of = config_of
         self._clock_ms = clock_ms
@@ -63,25 +75,20 @@ class LogManager:
     @classmethod
     async def open(
         cls,
-        path: Path,
+        data_dir: DataDir,
         *,
-        node_id: NodeId,
         config_of: Callable[[str], LogConfig],
-        cluster_id: str | None = None,
         clock_ms: Callable[[], int] = wall_clock_ms,
         producer_expiration_ms: int = EXPIRATION_MS_DEFAULT,
         upkeep_interval_s: float = UPKEEP_INTERVAL_S,
     ) -> LogManager:
-        """Lock the directory, check whose it is, open all partitions in it and start the upkeep.
+        """Open all partitions in the directory and start the upkeep. Closing this releases the directory too.
 
-        An empty directory becomes this node's; `cluster_id` None takes the one it has, or a new random one.
         `config_of(topic)` is asked for each topic found.
 
         Raises:
-            DataDirError: in use, another node's or cluster's, or written by a newer version.
             OSError: the directory can't be read or written.
         """
-        data_dir = DataDir.claim(path, node_id=node_id, cluster_id=cluster_id)
         manager = cls(
             data_dir,
             config_of=config_of,
@@ -109,8 +116,19 @@ class LogManager:
         """Partitions that are on the disk, but could not be opened, and why."""
         return MappingProxyType(self._unopened)
 
-    def create(self, topic: str, index: int, config: LogConfig) -> Partition:
+    def create(
+        self,
+        topic: str,
+        index: int,
+        config: LogConfig,
+        topic_id: UUID,
+        voters: tuple[NodeId, ...],
+        *,
+        stands_in: bool = False,
+    ) -> Partition:
         """Make an empty partition; it is on disk when this returns.
+
+        `stands_in`: it takes the place of a damaged one until it has all of the leader's records.
 
         Raises:
             PartitionExists: it is there already.
@@ -133,6 +151,7 @@ class LogManager:
                 flusher=self._flusher,
                 discard=self._discard,
                 now_ms=self._clock_ms(),
+                identity=PartitionIdentity(topic_id, voters, stands_in),
             )
             sync_directory(self._data_dir.path)
         except OSError as error:
@@ -159,6 +178,42 @@ class LogManager:
             raise storage_error(error, f"{directory} can't be removed") from error
         del self._partitions[topic, index]
         self._discard(gone)
+
+    def set_aside_damaged(self, topic: str, index: int) -> Partition:
+        """Keep a damaged partition's files under another name, and make an empty one in its place.
+
+        Raises:
+            KeyError: there is none.
+            DiskFull, StorageFailed, StorageError: it could not be done.
+        """
+        damaged = self._partitions[topic, index]
+        damaged.close()
+        directory = damaged.log.directory
+        try:
+            directory.rename(directory.with_name(f"{directory.name}.{time.monotonic_ns()}{DAMAGED_SUFFIX}"))
+        except OSError as error:
+            raise storage_error(error, f"{directory} can't be set aside") from error
+        del self._partitions[topic, index]
+        return self.create(topic, index, damaged.config, damaged.key.topic_id, damaged.voters, stands_in=True)
+
+    def discard_damaged(self, topic: str, index: int) -> None:
+        """The copy is complete: remove the files that were set aside.
+
+        Raises:
+            KeyError: there is no such partition.
+            DiskFull, StorageFailed, StorageError: it could not be done; the next time may do.
+        """
+        partition = self._partitions[topic, index]
+        identity = replace(partition.identity, stands_in=False)
+        try:
+            write_identity(partition.log.directory, identity)
+            partition.identity = identity
+            for path in self._data_dir.path.glob(f"{topic}-{index}.*{DAMAGED_SUFFIX}"):
+                gone = path.with_name(path.name + DELETED_SUFFIX)
+                path.rename(gone)
+                self._discard(gone)
+        except OSError as error:
+            raise storage_error(error, f"{partition.log.directory}: what was set aside can't be removed") from error
 
     def configure(self, topic: str, config: LogConfig) -> None:
         """Use `config` for all partitions of `topic` from now on."""
@@ -202,6 +257,7 @@ class LogManager:
                     flusher=self._flusher,
                     discard=self._discard,
                     now_ms=self._clock_ms(),
+                    node_id=self._data_dir.node_id,
                 )
             except OSError as error:
                 self._unopened[topic, index] = storage_error(error, f"{directory} can't be opened")

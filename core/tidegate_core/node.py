@@ -20,6 +20,7 @@ class Node:
     """What a handler may use."""
 
     settings: CoreSettings
+    cluster_id: str
     logs: LogManager
     controller: Controller
     groups: GroupService

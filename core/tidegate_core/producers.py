@@ -147,6 +147,15 @@ class ProducerStates:
             del self._producers[producer_id]
         return len(expired)
 
+    def committed(self, offset: Offset) -> ProducerStates:
+        """The table without batches that end after `offset`, which may be cut from the log yet."""
+        committed = ProducerStates(self.producers_max)
+        for producer_id, producer in self._producers.items():
+            batches = tuple(batch for batch in producer.batches if batch.last_offset < offset)
+            if batches:
+                committed._producers[producer_id] = Producer(producer.epoch, batches, producer.last_append_ms)
+        return committed
+
     def copy(self) -> ProducerStates:
         """The table as it is now; cheap, since its entries never change."""
         copy = ProducerStates(self.producers_max)

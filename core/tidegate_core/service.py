@@ -7,6 +7,7 @@ import uuid
 
 import structlog
 
+from tidegate_core.data_dir import DataDir, new_cluster_id
 from tidegate_core.groups.coordinator import CoordinatorLimits
 from tidegate_core.groups.group import GroupRules
 from tidegate_core.groups.offsets_topic import OFFSETS_TOPIC, OFFSETS_TOPIC_SETTINGS
@@ -34,24 +35,29 @@ async def run(settings: CoreSettings) -> None:
         ConfigError: the address can't be listened on.
         OSError: the disk.
     """
-    logs = await LogManager.open(settings.data_dir, node_id=NodeId(settings.node_id), config_of=config_before_metadata)
+    data_dir = DataDir.claim(settings.data_dir, node_id=NodeId(settings.node_id))
+    if data_dir.cluster_id is None:
+        data_dir.found(new_cluster_id(), ((data_dir.node_id, data_dir.directory_id),), is_replacement=False)
+    logs = await LogManager.open(data_dir, config_of=config_before_metadata)
     try:
-        await _serve(settings, logs)
+        await _serve(settings, logs, str(data_dir.cluster_id))
     finally:
         await logs.close()
 
 
-async def _serve(settings: CoreSettings, logs: LogManager) -> None:
+async def _serve(settings: CoreSettings, logs: LogManager, cluster_id: str) -> None:
     controller = Controller(
         logs,
         default_settings=settings.topic_defaults,
         partitions_max=settings.partitions_max,
         clock_ms=wall_clock_ms,
+        node_id=NodeId(settings.node_id),
     )
     await controller.load()
     groups = _group_service(settings, controller)
     node = Node(
         settings=settings,
+        cluster_id=cluster_id,
         logs=logs,
         controller=controller,
         groups=groups,

@@ -105,12 +105,13 @@ class CoreSettings(BaseModel):
     heartbeat_ms: int = Field(
         default=250,
         ge=10,
-        description="How long a follower's fetch waits when there is nothing new; below a third of the election timeout.",
+        description="How long a follower's fetch waits when there is nothing new: at most a third of the election "
+        "timeout.",
     )
     recovery_bytes_per_s: int = Field(
         default=64 * MIB,
         ge=MIB,
-        description="How fast this node sends records to replicas that are far behind, in all, so that new ones get by.",
+        description="How fast this node sends records to replicas that are far behind, so that new records get by.",
     )
     shutdown_timeout_s: float = Field(
         default=5.0, ge=0, description="How long a node that is told to stop waits for others to lead its partitions."

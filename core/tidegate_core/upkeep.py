@@ -31,7 +31,7 @@ def keep_in_bounds(partition: Partition, now_ms: int, producer_expiration_ms: in
     """
     log = partition.log
     log.roll_if_old(now_ms)
-    start = retention_start(log, partition.high_watermark, now_ms)
+    start = retention_start(log, partition.high_watermark, now_ms) if partition.is_leader else None  # followers follow
     if start is not None:
         partition.delete_before(start)
         _logger.info("retention_applied", topic=partition.topic, partition=partition.index, log_start_offset=start)
@@ -52,7 +52,7 @@ async def compact_partition(partition: Partition, files: OpenFiles, now_ms: int)
     last_offsets = {
         producer_id: producer.batches[-1].last_offset for producer_id, producer in partition.producers.items()
     }
-    plan = plan_compaction(log, last_offsets, now_ms)
+    plan = plan_compaction(log, last_offsets, partition.high_watermark, now_ms)
     if plan is None:
         return
     compactor = Compactor(plan)

@@ -54,7 +54,7 @@ async def describe_cluster(node: Node, request: DescribeClusterRequest, _client:
         }
     return {
         "error_code": ErrorCode.none,
-        "cluster_id": node.logs.cluster_id,
+        "cluster_id": node.cluster_id,
         "controller_id": node.settings.node_id,
         "brokers": [{"broker_id": node.settings.node_id, "host": node.advertised.host, "port": node.advertised.port}],
         "cluster_authorized_operations": (

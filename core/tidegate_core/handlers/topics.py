@@ -47,7 +47,7 @@ async def metadata(node: Node, request: MetadataRequest, _client: Client) -> Fie
                 topics.append(await _topic_or_error(node, asked.name, operations, creates=creates))
     return {
         "brokers": [{"node_id": node.settings.node_id, "host": node.advertised.host, "port": node.advertised.port}],
-        "cluster_id": node.logs.cluster_id,
+        "cluster_id": node.cluster_id,
         "controller_id": node.settings.node_id,
         "topics": topics,
     }

@@ -3,6 +3,7 @@
 - `log_start_offset`: records below were deleted, and must not come back.
 - `recovery_point`: everything before this place is on disk and was checked; a start reads on from here.
 - `leader_epochs`: where each epoch begins (KIP-101).
+- `voter_sets`: who voted from which offset on (KIP-853); the records that say so may be deleted.
 - `segment_created_ms`: when the segment of the recovery point was begun, for `segment.ms`.
 
 A missing or damaged file costs a full scan of the log, and never a record.
@@ -19,7 +20,7 @@ from typing import Final
 
 from tidegate_core.log.files import DamagedFile, replace_file, seal, unseal
 from tidegate_core.log.segment import OFFSET_ZERO, LogPosition
-from tidegate_wire.identifiers import LeaderEpoch, Offset
+from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
 
 CHECKPOINT_NAME: Final = "checkpoint"
 _KIND: Final = b"TGCHECK1"
@@ -33,6 +34,7 @@ class Checkpoint:
     recovery_point: LogPosition | None = None
     leader_epochs: tuple[tuple[LeaderEpoch, Offset], ...] = ()
     segment_created_ms: int = 0
+    voter_sets: tuple[tuple[int, tuple[NodeId, ...]], ...] = ()
 
     def encode(self) -> bytes:
         """As the file holds it: JSON behind a seal, so that a person can read it."""
@@ -53,6 +55,10 @@ class Checkpoint:
                 recovery_point=None if point is None else LogPosition(**point),
                 leader_epochs=tuple((LeaderEpoch(epoch), Offset(start)) for epoch, start in fields["leader_epochs"]),
                 segment_created_ms=fields["segment_created_ms"],
+                voter_sets=tuple(
+                    (offset, tuple(NodeId(voter) for voter in voters))
+                    for offset, voters in fields.get("voter_sets", ())
+                ),
             )
         except (KeyError, TypeError) as error:
             raise DamagedFile(f"a field is missing or of another type: {error}") from error
@@ -116,17 +122,28 @@ class CheckpointWriter:
             if offset > self._content.log_start_offset:
                 self._write(replace(self._content, log_start_offset=offset))
 
-    def truncate(self, end: LogPosition, leader_epochs: tuple[tuple[LeaderEpoch, Offset], ...]) -> None:
-        """Before the log is cut at `end`: nothing after it is known to be on disk.
+    def truncate(self, content: Checkpoint) -> None:
+        """Before the log is cut at the recovery point of `content`: nothing after it is known to be on disk.
 
         Raises:
             OSError: the file has its old content.
         """
         with self._lock:
             self.generation += 1
-            old = self._content.recovery_point
-            if old is None or old.offset > end.offset:
-                self._write(replace(self._content, recovery_point=end, leader_epochs=leader_epochs))
+            old, new = self._content.recovery_point, content.recovery_point
+            assert new is not None
+            if old is None or old.offset > new.offset:
+                self._write(replace(content, log_start_offset=self._content.log_start_offset))
+
+    def begin_anew(self, content: Checkpoint) -> None:
+        """The log is another one from now on, which begins at the recovery point of `content`.
+
+        Raises:
+            OSError: the file has its old content.
+        """
+        with self._lock:
+            self.generation += 1
+            self._write(content)
 
     def _write(self, content: Checkpoint) -> None:
         replace_file(self._path, content.encode(), durable=True)

@@ -131,9 +131,9 @@ def save_state(directory: Path, state: CompactionState) -> None:
 
 
 def plan_compaction(
-    log: Log, last_offsets: dict[ProducerId, Offset], now_ms: int, *, keys_max: int = KEYS_MAX
+    log: Log, last_offsets: dict[ProducerId, Offset], committed: Offset, now_ms: int, *, keys_max: int = KEYS_MAX
 ) -> CompactionPlan | None:
-    """A round, if enough of the log was never compacted; None if not.
+    """A round, if enough of the log was never compacted; None if not. Only what is `committed`: the rest may be cut.
 
     Raises:
         OSError: the state can't be read.
@@ -142,7 +142,9 @@ def plan_compaction(
     segments: list[Segment] = []
     lag_ms = config.min_compaction_lag_ms
     for segment in log.segments[:-1]:
-        if segment.end_offset > log.recovery_offset or (lag_ms and now_ms - segment.last_append_ms < lag_ms):
+        if segment.end_offset > min(log.recovery_offset, committed) or (
+            lag_ms and now_ms - segment.last_append_ms < lag_ms
+        ):
             break
         segments.append(segment)
     state = load_state(log.directory)

@@ -82,6 +82,12 @@ class VoterSets:
         """The newest set and where it stands."""
         return self._entries[-1]
 
+    def at(self, offset: int) -> tuple[NodeId, ...]:
+        """Who votes in a log that ends at `offset`."""
+        return next(
+            voters for start, voters in reversed(self._entries) if start < offset or start == self._entries[0][0]
+        )
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -19,6 +19,7 @@ import structlog
 from tidegate_core.errors import OffsetOutOfRange, PartitionDamaged
 from tidegate_core.log.checkpoint import Checkpoint, CheckpointWriter
 from tidegate_core.log.config import LogConfig
+from tidegate_core.log.control import VoterSets
 from tidegate_core.log.epochs import LeaderEpochs
 from tidegate_core.log.files import DELETED_SUFFIX, OpenFiles, replace_file, storage_error, sync_directory
 from tidegate_core.log.segment import OFFSET_DELTA_MAX, LogPosition, Segment, segment_path
@@ -42,6 +43,8 @@ class SyncJob:
     """Whose names changed."""
     checkpoint: Callable[[], None] | None
     """Moves the recovery point to `end`; to be called after the sync."""
+    generation: int
+    """Of the log; it grows when the log is cut, and then this job says nothing about what is there now."""
 
     def run(self) -> None:
         """Sync.
@@ -82,6 +85,7 @@ class Log:
         *,
         segments: list[Segment],
         epochs: LeaderEpochs,
+        voter_sets: VoterSets,
         checkpoint: Checkpoint,
         discard: Callable[[Path], None],
         damage: PartitionDamaged | None = None,
@@ -90,6 +94,7 @@ class Log:
         self.directory = directory
         self.config = config
         self.epochs = epochs
+        self.voter_sets = voter_sets
         self.damage = damage
         """The first bytes found to be gone or changed; the rest can still be read."""
         self.failure = failure
@@ -106,6 +111,11 @@ class Log:
         """Sealed since the last checkpoint."""
         self._directory_dirty = False
         self._appended_since_checkpoint = 0
+
+    @property
+    def generation(self) -> int:
+        """Grows whenever the log is cut or begins anew."""
+        return self._checkpoint.generation
 
     @property
     def log_end_offset(self) -> Offset:
@@ -219,7 +229,8 @@ class Log:
         """
         active = self._active
         dirty = [segment for segment in (*self._unindexed, active) if segment.is_dirty]
-        job = SyncJob(active.end, [], self.directory if self._directory_dirty else None, None)
+        directory = self.directory if self._directory_dirty else None
+        job = SyncJob(active.end, [], directory, None, self.generation)
         try:
             for segment in dirty:
                 job.descriptors.append(os.dup(self._files.get(segment)))
@@ -240,6 +251,7 @@ class Log:
             recovery_point=end,
             leader_epochs=tuple(self.epochs.entries),
             segment_created_ms=self._active_created_ms,
+            voter_sets=self.voter_sets.entries,
         )
         self._unindexed.clear()
         self._appended_since_checkpoint = 0
@@ -296,6 +308,37 @@ class Log:
             if room <= 0 or is_last or not is_whole:
                 break
         return buffers
+
+    def position_at(self, offset: Offset) -> LogPosition:
+        """Where the batches end that end at or before `offset`, which is in the log.
+
+        Raises:
+            PartitionDamaged: the batches on the way are not what was written.
+            StorageFailed, StorageError: the file can't be read.
+        """
+        if offset >= self.log_end_offset:
+            return self.end
+        segment = self.segments[bisect_right(self._bases, offset) - 1]
+        try:
+            return segment.position_after(offset)
+        except OSError as error:
+            raise storage_error(error, f"{segment.path} can't be read") from error
+
+    def headers_from(self, offset: Offset) -> Iterator[BatchHeader]:
+        """The headers of the batches that begin at or after `offset`, which a batch of the log begins at.
+
+        Raises:
+            PartitionDamaged: what stands on the way can't be a batch.
+            StorageFailed, StorageError: a file can't be read.
+        """
+        for segment in self.segments[max(bisect_right(self._bases, offset) - 1, 0) :]:
+            try:
+                place = segment.load_index().place_for_offset(offset)
+                for _, header in segment.walk(place, segment.size_bytes):
+                    if header.base_offset >= offset:
+                        yield header
+            except OSError as error:
+                raise storage_error(error, f"{segment.path} can't be read") from error
 
     def offset_for_time(self, time_ms: int, end: LogPosition) -> tuple[Offset, int] | None:
         """The first record before `end` with a timestamp of at least `time_ms`: its offset and timestamp.
@@ -384,6 +427,7 @@ class Log:
             self._checkpoint.raise_log_start(offset)
             self.log_start_offset = offset
             self.epochs.cut_start(offset)
+            self.voter_sets.cut_start(offset)
         except OSError as error:
             raise storage_error(error, f"{self.directory}: the log's start can't be raised") from error
         self.remove_deleted()
@@ -419,16 +463,59 @@ class Log:
         try:
             end = segment.position_after(offset)
             self.epochs.cut_end(end.offset)
-            self._checkpoint.truncate(end, tuple(self.epochs.entries))
+            self.voter_sets.cut_end(end.offset)
+            self._checkpoint.truncate(
+                Checkpoint(
+                    recovery_point=end,
+                    leader_epochs=tuple(self.epochs.entries),
+                    segment_created_ms=segment.last_append_ms,
+                    voter_sets=self.voter_sets.entries,
+                )
+            )
             self._remove(self.segments[:at:-1])
             segment.cut(end)
             self._active = segment
+            self._active_created_ms = segment.last_append_ms
             if segment in self._unindexed:
                 self._unindexed.remove(segment)
             os.fdatasync(self._files.get(segment))
             sync_directory(self.directory)
         except OSError as error:
             raise storage_error(error, f"{self.directory} can't be truncated") from error
+
+    def reset(self, offset: Offset, epochs: LeaderEpochs, voter_sets: VoterSets, now_ms: int) -> None:
+        """Remove every record and begin at `offset`, on disk when this returns.
+
+        A crash on the way leaves an empty log that begins at the old start, or at `offset`.
+
+        Raises:
+            DiskFull, StorageFailed, StorageError: it could not be done; the log takes nothing until the next start.
+        """
+        try:
+            self.truncate_to(self.log_start_offset)
+            self._remove(self.segments[:])
+            sync_directory(self.directory)
+            end = LogPosition(offset, offset, 0)
+            self._checkpoint.begin_anew(
+                Checkpoint(
+                    log_start_offset=offset,
+                    recovery_point=end,
+                    leader_epochs=tuple(epochs.entries),
+                    segment_created_ms=now_ms,
+                    voter_sets=voter_sets.entries,
+                )
+            )
+            segment = Segment.create(segment_path(self.directory, offset), offset, self._files, now_ms)
+            sync_directory(self.directory)
+        except OSError as error:
+            raise storage_error(error, f"{self.directory} can't begin anew") from error
+        self.epochs, self.voter_sets = epochs, voter_sets
+        self.segments, self._bases, self._active = [segment], [offset], segment
+        self.log_start_offset = offset
+        self._active_created_ms = now_ms
+        self._appended_since_checkpoint = 0
+        self._directory_dirty = False
+        self.damage = None
 
     def swap_in(self, new: Segment, bases: Sequence[Offset]) -> bool:
         """Let `new`, written as a cleaned file, take the place of the segments that begin at `bases`; see `swap`.

@@ -26,6 +26,7 @@ import structlog
 from tidegate_core.errors import PartitionDamaged
 from tidegate_core.log.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint
 from tidegate_core.log.config import LogConfig
+from tidegate_core.log.control import VoterSets, read_voters
 from tidegate_core.log.epochs import LeaderEpochs
 from tidegate_core.log.files import DELETED_SUFFIX, PARTIAL_SUFFIX, DamagedFile, OpenFiles, replace_file, sync_directory
 from tidegate_core.log.index import SegmentSummary, SparseIndex
@@ -42,7 +43,7 @@ from tidegate_core.log.segment import (
     segment_path,
 )
 from tidegate_core.log.swap import COMPACTION_NAME, finish_swaps
-from tidegate_wire.identifiers import Offset
+from tidegate_wire.identifiers import NodeId, Offset
 from tidegate_wire.records import HEADER_BYTES, BatchHeader
 
 _DAMAGE_HINT: Final = "nothing was deleted; restore the directory from a copy, or delete the topic"
@@ -66,6 +67,7 @@ class _Scan:
     is_dense: bool
     """Whether every offset has its record: no compaction ever took one."""
     epochs: LeaderEpochs
+    voter_sets: VoterSets
     segments: list[Segment] = field(default_factory=list)
     scanned_bytes: int = 0
     damage: PartitionDamaged | None = None
@@ -89,7 +91,13 @@ class _Scan:
 
 
 def create_log(
-    directory: Path, config: LogConfig, files: OpenFiles, *, discard: Callable[[Path], None], now_ms: int
+    directory: Path,
+    config: LogConfig,
+    files: OpenFiles,
+    *,
+    discard: Callable[[Path], None],
+    now_ms: int,
+    voters: tuple[NodeId, ...],
 ) -> Log:
     """Make an empty log in an existing empty directory, on disk when this returns.
 
@@ -97,11 +105,19 @@ def create_log(
         OSError: the files can't be made.
     """
     segment = Segment.create(segment_path(directory, 0), Offset(0), files, now_ms)
-    checkpoint = Checkpoint(recovery_point=segment.end, segment_created_ms=now_ms)
+    voter_sets = VoterSets([(-1, voters)])
+    checkpoint = Checkpoint(recovery_point=segment.end, segment_created_ms=now_ms, voter_sets=voter_sets.entries)
     replace_file(directory / CHECKPOINT_NAME, checkpoint.encode(), durable=False)
     sync_directory(directory)
     return Log(
-        directory, config, files, segments=[segment], epochs=LeaderEpochs(), checkpoint=checkpoint, discard=discard
+        directory,
+        config,
+        files,
+        segments=[segment],
+        epochs=LeaderEpochs(),
+        voter_sets=voter_sets,
+        checkpoint=checkpoint,
+        discard=discard,
     )
 
 
@@ -112,6 +128,7 @@ def open_log(
     *,
     discard: Callable[[Path], None],
     now_ms: int,
+    voters: tuple[NodeId, ...],
     replay_from: Offset,
     batch_found: Callable[[BatchHeader], None],
 ) -> Log:
@@ -132,6 +149,7 @@ def open_log(
         batch_found=batch_found,
         is_dense=not config.compacts and not (directory / COMPACTION_NAME).exists(),
         epochs=LeaderEpochs(checkpoint.leader_epochs),
+        voter_sets=VoterSets(checkpoint.voter_sets or [(-1, voters)]),
     )
     _open_segments(scan)
     _check_extent(scan)
@@ -151,6 +169,7 @@ def open_log(
         files,
         segments=scan.segments,
         epochs=scan.epochs,
+        voter_sets=scan.voter_sets,
         checkpoint=checkpoint,
         discard=discard,
         damage=scan.damage,
@@ -347,6 +366,10 @@ def _check_batches(scan: _Scan, index: SparseIndex, good: LogPosition, next_base
                 break
             index.add(header, position)
             scan.epochs.note(header.leader_epoch, base_offset)
+            if header.is_control:
+                voters = read_voters(batch)
+                if voters is not None:
+                    scan.voter_sets.note(base_offset, voters)
             if base_offset >= scan.replay_from:
                 scan.batch_found(header)
             good = LogPosition(Offset(last_offset + 1), good.segment_base, position + len(batch))

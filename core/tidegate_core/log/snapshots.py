@@ -1,6 +1,7 @@
 """Producer snapshots on disk: `<offset>.snapshot`, the producers as of that offset, sealed and synced.
 
-The last two are kept: the newest is the one the next start replays from, the one before it serves if that is damaged.
+Two are kept that can't be cut away, beside newer ones: the newest is what the next start replays from, the one before
+it serves if that is damaged.
 They hold what the log itself may no longer hold: producers whose batches were all deleted.
 """
 
@@ -22,15 +23,29 @@ _KIND: Final = b"TGPRODS1"
 _logger = structlog.get_logger()
 
 
-def write_snapshot(directory: Path, offset: Offset, states: ProducerStates) -> None:
+def write_snapshot(directory: Path, offset: Offset, states: ProducerStates, *, committed: Offset) -> None:
     """Write the producers as of `offset`, on disk when this returns, and remove old snapshots.
+
+    The log may be cut down to `committed`, so the newest that is not after it stays, whatever is newer.
 
     Raises:
         OSError: it was not written.
     """
     replace_file(directory / f"{offset:020d}{SNAPSHOT_SUFFIX}", seal(_KIND, states.encode(offset)), durable=True)
-    for _, path in _snapshots(directory)[SNAPSHOTS_KEPT:]:
+    old = [path for found, path in _snapshots(directory) if found <= committed]
+    for path in old[SNAPSHOTS_KEPT:]:
         path.unlink(missing_ok=True)
+
+
+def remove_snapshots(directory: Path, after: int) -> None:
+    """Remove the snapshots that are newer than the offset `after`: the log was cut there.
+
+    Raises:
+        OSError: one can't be removed.
+    """
+    for offset, path in _snapshots(directory):
+        if offset > after:
+            path.unlink(missing_ok=True)
 
 
 def load_snapshot(directory: Path, offset_max: int = OFFSET_MAX) -> tuple[Offset, ProducerStates]:

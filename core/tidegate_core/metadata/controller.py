@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import Final
+from uuid import uuid4
 
 import structlog
 
 from tidegate_core.errors import PartitionExists
 from tidegate_core.log.config import LogConfig
-from tidegate_core.log_manager import LogManager
+from tidegate_core.log.identity import METADATA_TOPIC_ID
+from tidegate_core.log_manager import LogManager, lead_alone
 from tidegate_core.metadata.image import (
     METADATA_TOPIC,
     METADATA_TOPIC_SETTINGS,
@@ -29,7 +31,7 @@ from tidegate_core.metadata.names import check_topic_name
 from tidegate_core.partition import Partition
 from tidegate_core.protocol.error_codes import KafkaError
 from tidegate_core.replay import replay
-from tidegate_wire.identifiers import Offset, ProducerId
+from tidegate_wire.identifiers import NodeId, Offset, ProducerId
 from tidegate_wire.kafka.messages import ErrorCode
 from tidegate_wire.records import RecordBatchBuilder
 
@@ -57,7 +59,9 @@ class Controller:
         default_settings: Mapping[str, str],
         partitions_max: int,
         clock_ms: Callable[[], int],
+        node_id: NodeId,
     ) -> None:
+        self._node_id = node_id
         self.image = MetadataImage()
         self.default_settings = default_settings
         """What topics have that were given nothing else, where it differs from Kafka's defaults."""
@@ -70,8 +74,10 @@ class Controller:
         self.partitions: dict[tuple[str, int], Partition] = {}
         """Those of the topics that metadata knows, by topic and index; one that could not be opened is missing."""
         self._partition = self._logs.partitions.get((METADATA_TOPIC, 0)) or self._logs.create(
-            METADATA_TOPIC, 0, config_before_metadata(METADATA_TOPIC)
+            METADATA_TOPIC, 0, config_before_metadata(METADATA_TOPIC), METADATA_TOPIC_ID, (node_id,)
         )
+        for partition in self._logs.partitions.values():
+            lead_alone(partition)
 
     async def load(self) -> None:
         """Replay the metadata log and bring the directories in line with it.
@@ -217,10 +223,12 @@ class Controller:
 
     async def _make_partitions(self, topic: Topic, indexes: range) -> dict[tuple[str, int], Partition]:
         config = self.config_of(topic)
+        topic_id = uuid4()
         made: dict[tuple[str, int], Partition] = {}
         for index in indexes:
             try:
-                made[topic.name, index] = self._logs.create(topic.name, index, config)
+                made[topic.name, index] = self._logs.create(topic.name, index, config, topic_id, (self._node_id,))
+                lead_alone(made[topic.name, index])
             except PartitionExists:
                 found = self._logs.partitions[topic.name, index]
                 if found.log_end_offset > 0:

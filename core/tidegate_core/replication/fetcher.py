@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import structlog
 
 from tidegate_core.errors import DiskFull, PartitionClosed, PartitionError, StorageFailed
-from tidegate_core.partition import PartitionSnapshot
+from tidegate_core.log.partition_snapshot import PartitionSnapshot
 from tidegate_core.raft.messages import BeginEpoch, ReplicaKey
 from tidegate_core.replication.hosted import HostedReplica
 from tidegate_core.replication.messages import (
