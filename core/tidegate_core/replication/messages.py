@@ -35,12 +35,12 @@ class Lane(IntEnum):
 
 NO_OFFSET: Final = Offset(-1)
 
-# The first words on every connection.
+# The first words of a node that starts.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """Who connects. A node whose data directory is still empty has no cluster id."""
+    """Who starts. A node whose data directory is still empty has no cluster id."""
 
     cluster_id: str | None
     node_id: NodeId
@@ -62,14 +62,6 @@ class Welcome:
     incarnation: UUID
     founders: Sequence[tuple[NodeId, UUID]]
     """The metadata voters that the cluster began with, and their directory ids; empty while it has not begun."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The lowest of the founding voters tells the others that the cluster begins."""
-
-    cluster_id: str
-    founders: Sequence[tuple[NodeId, UUID]]
 
 
 # Elections: for many partitions at once.
@@ -253,16 +245,6 @@ class Refused:
 
 
 PeerRequest = (
-    Hello
-    | Found
-    | Votes
-    | BeginEpochs
-    | EndEpochs
-    | Leaderships
-    | ReplicaFetch
-    | SnapshotFetch
-    | Register
-    | Moved
-    | Forward
+    Hello | Votes | BeginEpochs | EndEpochs | Leaderships | ReplicaFetch | SnapshotFetch | Register | Moved | Forward
 )
 PeerResponse = Welcome | VoteAnswers | Done | ReplicaFetched | SnapshotFetched | Forwarded | Refused

@@ -1,0 +1,69 @@
+"""What other nodes ask (`replication.messages`), on the port that clients use."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Final
+from uuid import UUID
+
+from tidegate_core.replication.codec import decode, encode
+from tidegate_core.replication.messages import Hello, PeerRequest, PeerResponse, Refused
+from tidegate_core.replication.peers import PeerHandler, PeerName
+from tidegate_wire.identifiers import NodeId
+from tidegate_wire.kafka.messages import ErrorCode, MessageError, RequestHeader
+
+NAMES_MAX: Final = 1000
+"""Client ids whose check is remembered; there are as many as there are nodes."""
+
+_FRAME: Final = struct.Struct(">ii")
+
+
+class PeerServer:
+    """Checks who asks, and answers. `cluster_id` is None until this node belongs to a cluster."""
+
+    def __init__(self, handler: PeerHandler) -> None:
+        self.cluster_id: str | None = None
+        self.heard: dict[NodeId, tuple[UUID, float]] = {}
+        """From which directory a node asked last, and when (loop's clock)."""
+        self._loop = asyncio.get_running_loop()
+        self._handler = handler
+        self._names: dict[str, PeerName] = {}
+
+    async def answer(self, header: RequestHeader, frame: memoryview) -> list[bytes | memoryview]:
+        """The answer to a node's request, as the buffers of a whole frame.
+
+        Raises:
+            MessageError: it is not the request of a node.
+        """
+        name = self._name(header.client_id or "")
+        message = decode(frame[header.body_offset :].toreadonly())
+        buffers = encode(await self._answer(name, message))
+        size_bytes = sum(map(len, buffers)) + 4
+        return [_FRAME.pack(size_bytes, header.correlation_id), *buffers]
+
+    async def _answer(self, name: PeerName, message: object) -> PeerResponse:
+        is_greeting = isinstance(message, Hello)
+        if not is_greeting and (self.cluster_id is None or name.cluster_id != self.cluster_id):
+            return Refused(
+                ErrorCode.inconsistent_cluster_id, f"this is cluster {self.cluster_id}, not {name.cluster_id or 'none'}"
+            )
+        if not is_greeting:
+            self.heard[name.node_id] = name.directory_id, self._loop.time()
+        if isinstance(message, PeerResponse):
+            raise MessageError(f"a {type(message).__name__} is not a request")
+        return await self._handler.handle(NodeId(name.node_id), _request(message))
+
+    def _name(self, client_id: str) -> PeerName:
+        name = self._names.get(client_id)
+        if name is None:
+            name = PeerName.parse(client_id)
+            if len(self._names) >= NAMES_MAX:
+                self._names.clear()
+            self._names[client_id] = name
+        return name
+
+
+def _request(message: object) -> PeerRequest:
+    assert isinstance(message, PeerRequest)
+    return message
