@@ -13,7 +13,8 @@ from tidegate_core.groups.group import GroupRules
 from tidegate_core.groups.offsets_topic import OFFSETS_TOPIC, OFFSETS_TOPIC_SETTINGS
 from tidegate_core.groups.service import GroupService
 from tidegate_core.log_manager import LogManager, wall_clock_ms
-from tidegate_core.metadata.controller import Controller, config_before_metadata
+from tidegate_core.metadata.assignments import config_before_metadata
+from tidegate_core.metadata.controller import Controller
 from tidegate_core.metadata.image import Topic
 from tidegate_core.node import Node
 from tidegate_core.partition import Partition
@@ -86,7 +87,8 @@ def _group_service(settings: CoreSettings, controller: Controller) -> GroupServi
             await controller.create_topic(
                 Topic(
                     name=OFFSETS_TOPIC,
-                    partition_count=settings.offsets_partitions,
+                    topic_id=uuid.uuid4(),
+                    replicas=((NodeId(settings.node_id),),) * settings.offsets_partitions,
                     settings=OFFSETS_TOPIC_SETTINGS,
                 )
             )

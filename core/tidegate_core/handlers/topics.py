@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from tidegate_core.groups.offsets_topic import OFFSETS_TOPIC
-from tidegate_core.metadata.image import METADATA_TOPIC, Topic
+from tidegate_core.log.identity import METADATA_TOPIC
+from tidegate_core.metadata.image import Topic
 from tidegate_core.metadata.names import INTERNAL_TOPICS, check_not_internal, check_topic_name
 from tidegate_core.node import Client, Node
 from tidegate_core.protocol.error_codes import ACCEPTED, KafkaError, Refusal, refusal_of
 from tidegate_core.protocol.translate import Fields
+from tidegate_wire.identifiers import NodeId
 from tidegate_wire.kafka.messages import ErrorCode
 
 if TYPE_CHECKING:
@@ -70,7 +73,8 @@ async def _create_on_demand(node: Node, name: str) -> None:
         await node.groups.load()
         return
     try:
-        await node.controller.create_topic(Topic(name=name, partition_count=node.settings.default_partitions))
+        replicas = ((NodeId(node.settings.node_id),),) * node.settings.default_partitions
+        await node.controller.create_topic(Topic(name=name, topic_id=uuid4(), replicas=replicas))
     except KafkaError as error:
         if error.code is not ErrorCode.topic_already_exists:  # by another client, meanwhile
             raise
@@ -151,7 +155,8 @@ def _wanted_topic(node: Node, wanted: CreatableTopic, *, is_once: bool) -> Topic
     if partition_count == _DEFAULT:
         partition_count = node.settings.default_partitions
     settings = {config.name: config.value for config in wanted.configs if config.value is not None}
-    return Topic(name=wanted.name, partition_count=partition_count, settings=settings)
+    replicas = ((NodeId(node_id),),) * partition_count
+    return Topic(name=wanted.name, topic_id=uuid4(), replicas=replicas, settings=settings)
 
 
 def _created(node: Node, name: str, refusal: Refusal, topic: Topic | None) -> Fields:

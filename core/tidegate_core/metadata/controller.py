@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
-from uuid import uuid4
 
 import structlog
 
 from tidegate_core.errors import PartitionExists
 from tidegate_core.log.config import LogConfig
-from tidegate_core.log.identity import METADATA_TOPIC_ID
+from tidegate_core.log.identity import METADATA_TOPIC, METADATA_TOPIC_ID
 from tidegate_core.log_manager import LogManager, lead_alone
+from tidegate_core.metadata.assignments import config_before_metadata, config_of
 from tidegate_core.metadata.image import (
-    METADATA_TOPIC,
-    METADATA_TOPIC_SETTINGS,
     MetadataImage,
     MetadataRecord,
     Topic,
@@ -40,14 +39,6 @@ PRODUCER_ID_BLOCK: Final = 1000
 
 _log = structlog.get_logger()
 
-UNTIL_CONFIGURED: Final = LogConfig(retention_ms=-1, retention_bytes=-1)
-"""For partitions found on disk until metadata is read: nothing is deleted on a guess."""
-
-
-def config_before_metadata(topic: str) -> LogConfig:
-    """What a partition found on disk is opened with."""
-    return LogConfig.from_names(METADATA_TOPIC_SETTINGS) if topic == METADATA_TOPIC else UNTIL_CONFIGURED
-
 
 class Controller:
     """The only one who writes `__cluster_metadata`, makes and deletes partitions, and gives out producer ids."""
@@ -62,7 +53,7 @@ class Controller:
         node_id: NodeId,
     ) -> None:
         self._node_id = node_id
-        self.image = MetadataImage()
+        self.image = MetadataImage(node_id)
         self.default_settings = default_settings
         """What topics have that were given nothing else, where it differs from Kafka's defaults."""
         self._logs = logs
@@ -106,7 +97,7 @@ class Controller:
         topic = self.image.topics.get(name)
         if name == METADATA_TOPIC or (topic is not None and index < topic.partition_count):
             return
-        if topic is None and name in self.image.deleted_topics:
+        if topic is None and self.image.is_deleted(self._logs.partitions[name, index].key.topic_id):
             self._logs.delete(name, index)
             _log.info("topic_deletion_finished", topic=name, partition=index)
         else:
@@ -114,7 +105,7 @@ class Controller:
 
     def config_of(self, topic: Topic) -> LogConfig:
         """The settings a topic's partitions have."""
-        return LogConfig.from_names({**self.default_settings, **topic.settings})
+        return config_of(topic.settings, self.default_settings)
 
     # Topics.
 
@@ -172,7 +163,7 @@ class Controller:
                 "is not more",
             )
         self._check_count(topic, partition_count - topic.partition_count)
-        return Topic(name=name, partition_count=partition_count, settings=topic.settings)
+        return replace(topic, replicas=((self._node_id,),) * partition_count)
 
     async def add_partitions(self, name: str, partition_count: int) -> None:
         """Let a topic have `partition_count` partitions; raises as `create_topic` does."""
@@ -187,7 +178,7 @@ class Controller:
     def check_settings(self, name: str, settings: Mapping[str, str]) -> Topic:
         """The topic `name` with these settings; raises as `configure_topic` does."""
         known = self._known(name)
-        topic = Topic(name=name, partition_count=known.partition_count, settings=dict(settings))
+        topic = replace(known, settings=dict(settings))
         self.config_of(topic)
         return topic
 
@@ -223,11 +214,10 @@ class Controller:
 
     async def _make_partitions(self, topic: Topic, indexes: range) -> dict[tuple[str, int], Partition]:
         config = self.config_of(topic)
-        topic_id = uuid4()
         made: dict[tuple[str, int], Partition] = {}
         for index in indexes:
             try:
-                made[topic.name, index] = self._logs.create(topic.name, index, config, topic_id, (self._node_id,))
+                made[topic.name, index] = self._logs.create(topic.name, index, config, topic.topic_id, (self._node_id,))
                 lead_alone(made[topic.name, index])
             except PartitionExists:
                 found = self._logs.partitions[topic.name, index]

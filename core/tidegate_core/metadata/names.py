@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from tidegate_core.groups.offsets_topic import OFFSETS_TOPIC
-from tidegate_core.metadata.image import METADATA_TOPIC
+from tidegate_core.log.identity import METADATA_TOPIC
 from tidegate_core.protocol.error_codes import KafkaError
 from tidegate_wire.kafka.messages import ErrorCode
 

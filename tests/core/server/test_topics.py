@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -248,9 +249,9 @@ async def test_a_deletion_that_a_crash_cut_short_is_finished(tmp_path: Path) -> 
     data = tmp_path / "data"
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
         await client.create_topic("t")
-        await client.create_topic("other")
+        shutil.copytree(data / "t-0", tmp_path / "kept")
         await client.ask(Api.DELETE_TOPICS, 6, topics=[{"name": "t"}])
-    (data / "other-0").rename(data / "t-0")
+    (tmp_path / "kept").rename(data / "t-0")
     async with running_core(tmp_path):
         pass
     assert not (data / "t-0").exists()
