@@ -12,13 +12,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid5
 
 import pytest
 
-from tests.core.log.support import NOW_MS, append, commit, make_batch, read_all, values
+from tests.core.log.support import ALONE, NOW_MS, TOPIC_ID, append, commit, make_batch, read_all, values
+from tidegate_core.data_dir import DataDir
 from tidegate_core.errors import DataDirError, InvalidLogConfig, PartitionClosed, PartitionExists
 from tidegate_core.log.config import LogConfig
-from tidegate_core.log_manager import LogManager
+from tidegate_core.log_manager import LogManager, lead_alone
+from tidegate_core.partition import Partition
 from tidegate_wire.identifiers import NodeId, Offset
 
 
@@ -27,43 +30,47 @@ async def manager_at(
     path: Path,
     *,
     node_id: int = 1,
-    cluster_id: str | None = None,
     config: LogConfig | None = None,
     upkeep_interval_s: float = 3600.0,
 ) -> AsyncIterator[LogManager]:
     async with await LogManager.open(
-        path,
-        node_id=NodeId(node_id),
-        cluster_id=cluster_id,
+        DataDir.claim(path, node_id=NodeId(node_id)),
         config_of=lambda topic: config or LogConfig(),
         clock_ms=lambda: NOW_MS,
         upkeep_interval_s=upkeep_interval_s,
     ) as manager:
+        for partition in manager.partitions.values():
+            lead_alone(partition)
         yield manager
+
+
+def made(manager: LogManager, topic: str, index: int) -> Partition:
+    """A new partition that this node alone has, and leads."""
+    partition = manager.create(topic, index, LogConfig(), uuid5(TOPIC_ID, topic), ALONE)
+    lead_alone(partition)
+    return partition
 
 
 async def test_partitions_are_there_after_a_restart(tmp_path: Path) -> None:
     async with manager_at(tmp_path) as manager:
         for topic, index in (("events", 0), ("events", 1), ("a.b-c_d-7", 0)):
-            partition = manager.create(topic, index, LogConfig())
+            partition = made(manager, topic, index)
             await commit(partition, make_batch(values(index + 1)))
-        cluster_id = manager.cluster_id
     async with manager_at(tmp_path) as manager:
-        assert manager.cluster_id == cluster_id
         ends = {key: partition.high_watermark for key, partition in manager.partitions.items()}
         assert ends == {("events", 0): 1, ("events", 1): 2, ("a.b-c_d-7", 0): 1}
 
 
 async def test_partition_is_made_once(tmp_path: Path) -> None:
     async with manager_at(tmp_path) as manager:
-        manager.create("events", 0, LogConfig())
+        made(manager, "events", 0)
         with pytest.raises(PartitionExists):
-            manager.create("events", 0, LogConfig())
+            made(manager, "events", 0)
 
 
 async def test_deleted_partition_is_gone_and_its_name_free(tmp_path: Path) -> None:
     async with manager_at(tmp_path) as manager:
-        partition = manager.create("events", 0, LogConfig())
+        partition = made(manager, "events", 0)
         await commit(partition, make_batch(values(3)))
         append(partition, make_batch(values(1)))
         waiting = asyncio.create_task(partition.committed(Offset(4)))
@@ -74,14 +81,14 @@ async def test_deleted_partition_is_gone_and_its_name_free(tmp_path: Path) -> No
             await waiting
         with pytest.raises(KeyError):
             manager.delete("events", 0)
-        again = manager.create("events", 0, LogConfig())
+        again = made(manager, "events", 0)
         assert await commit(again, make_batch(values(1))) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events-0", "lock", "meta.json"]
 
 
 async def test_start_removes_what_was_being_deleted(tmp_path: Path) -> None:
     async with manager_at(tmp_path) as manager:
-        manager.create("events", 0, LogConfig())
+        made(manager, "events", 0)
     (tmp_path / "events-0").rename(tmp_path / "events-0.123.deleted")
     async with manager_at(tmp_path) as manager:
         assert dict(manager.partitions) == {}
@@ -91,9 +98,9 @@ async def test_start_removes_what_was_being_deleted(tmp_path: Path) -> None:
 async def test_second_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
     async with manager_at(tmp_path):
         script = (
-            "import asyncio, sys; from pathlib import Path\n"
-            "from tidegate_core.log_manager import LogManager; from tidegate_core.log.config import LogConfig\n"
-            "asyncio.run(LogManager.open(Path(sys.argv[1]), node_id=1, config_of=lambda topic: LogConfig()))\n"
+            "import sys; from pathlib import Path\n"
+            "from tidegate_core.data_dir import DataDir\n"
+            "DataDir.claim(Path(sys.argv[1]), node_id=1)\n"
         )
         command = [sys.executable, "-c", script, str(tmp_path)]
         result = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
@@ -113,18 +120,17 @@ async def test_same_process_can_not_open_it_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 3}, "format version 3"),
         ({"node_id": 3}, "belongs to node 3"),
-        ({"cluster_id": "other"}, "belongs to cluster other"),
     ],
 )
 async def test_directory_of_someone_else_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    async with manager_at(tmp_path, cluster_id="mine"):
+    async with manager_at(tmp_path):
         pass
     meta = json.loads((tmp_path / "meta.json").read_text())
     (tmp_path / "meta.json").write_text(json.dumps(meta | change))
     with pytest.raises(DataDirError, match=message) as caught:
-        async with manager_at(tmp_path, cluster_id="mine"):
+        async with manager_at(tmp_path):
             pass
     assert caught.value.hint
     assert "\n" not in str(caught.value)
@@ -132,7 +138,7 @@ async def test_directory_of_someone_else_is_refused(tmp_path: Path, change: dict
 
 async def test_damaged_meta_is_refused_and_nothing_is_deleted(tmp_path: Path) -> None:
     async with manager_at(tmp_path) as manager:
-        await commit(manager.create("events", 0, LogConfig()), make_batch(values(1)))
+        await commit(made(manager, "events", 0), make_batch(values(1)))
     (tmp_path / "meta.json").write_text("{")
     before = sorted(path.name for path in (tmp_path / "events-0").iterdir())
     with pytest.raises(DataDirError):
@@ -146,7 +152,7 @@ async def test_partition_that_can_not_be_opened_does_not_keep_the_others_away(
 ) -> None:
     async with manager_at(tmp_path) as manager:
         for index in range(2):
-            await commit(manager.create("events", index, LogConfig()), make_batch(values(1)))
+            await commit(made(manager, "events", index), make_batch(values(1)))
     segment = tmp_path / "events-0" / "00000000000000000000.log"
     segment.unlink()
     segment.mkdir()
@@ -154,14 +160,14 @@ async def test_partition_that_can_not_be_opened_does_not_keep_the_others_away(
         assert list(manager.partitions) == [("events", 1)]
         assert list(manager.unopened) == [("events", 0)]
         with pytest.raises(PartitionExists):
-            manager.create("events", 0, LogConfig())
+            made(manager, "events", 0)
 
 
 async def test_upkeep_applies_retention_and_compaction(tmp_path: Path) -> None:
     async with manager_at(tmp_path, upkeep_interval_s=0.01) as manager:
-        kept = manager.create("kept", 0, LogConfig())
-        short = manager.create("short", 0, LogConfig())
-        table = manager.create("table", 0, LogConfig())
+        kept = made(manager, "kept", 0)
+        short = made(manager, "short", 0)
+        table = made(manager, "table", 0)
         for number in range(50):
             batch = make_batch([(b"k%d" % (number % 3), b"." * 200)])
             for partition in (kept, short, table):

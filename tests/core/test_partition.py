@@ -30,7 +30,7 @@ from tidegate_wire.records import BatchHeader, RecordBatchBuilder, check_batch
 
 async def test_append_gives_dense_offsets_and_stamps_them(tmp_path: Path) -> None:
     async with opened(tmp_path / "p") as partition:
-        partition.leader_epoch = LeaderEpoch(4)
+        partition.lead(LeaderEpoch(4))
         assert await commit(partition, make_batch(values(3))) == 0
         assert await commit(partition, make_batch(values(2))) == 3
         buffers = partition.read(Offset(0), 1 << 20).buffers
@@ -289,7 +289,7 @@ async def test_producers_are_known_after_a_restart(tmp_path: Path) -> None:
 async def test_end_offset_for_epoch_as_kafka_answers_it(tmp_path: Path) -> None:
     async with opened(tmp_path / "p") as partition:
         for epoch in (2, 5):
-            partition.leader_epoch = LeaderEpoch(epoch)
+            partition.lead(LeaderEpoch(epoch))
             await commit(partition, make_batch(values(10)))
         assert partition.end_offset_for_epoch(LeaderEpoch(1)) == (1, 0)
         assert partition.end_offset_for_epoch(LeaderEpoch(2)) == (2, 10)

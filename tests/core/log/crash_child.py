@@ -16,12 +16,12 @@ import resource
 import sys
 from pathlib import Path
 
-from tests.core.log.support import make_batch
+from tests.core.log.support import ALONE, NODE, TOPIC_ID, make_batch
+from tidegate_core.data_dir import DataDir
 from tidegate_core.errors import DiskFull, PartitionError
 from tidegate_core.log.config import LogConfig
-from tidegate_core.log_manager import LogManager, wall_clock_ms
+from tidegate_core.log_manager import LogManager, lead_alone, wall_clock_ms
 from tidegate_core.partition import Partition
-from tidegate_wire.identifiers import NodeId
 
 CONFIG = LogConfig(segment_bytes=40_000)
 PRODUCERS = 3
@@ -77,8 +77,10 @@ async def produce(partition: Partition, producer_id: int, seed: int, batches_max
 
 
 async def main(path: Path, seed: int, batches_max: int) -> None:
-    async with await LogManager.open(path, node_id=NodeId(1), config_of=lambda topic: CONFIG) as manager:
-        partition = manager.partitions.get(("events", 0)) or manager.create("events", 0, CONFIG)
+    data_dir = DataDir.claim(path, node_id=NODE)
+    async with await LogManager.open(data_dir, config_of=lambda topic: CONFIG) as manager:
+        partition = manager.partitions.get(("events", 0)) or manager.create("events", 0, CONFIG, TOPIC_ID, ALONE)
+        lead_alone(partition)
         say(opened=partition.log_end_offset)
         await asyncio.gather(*(produce(partition, number, seed, batches_max) for number in range(PRODUCERS)))
         say(done=partition.high_watermark)

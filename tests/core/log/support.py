@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import UUID
 
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.files import OpenFiles
 from tidegate_core.log.flusher import Flusher
+from tidegate_core.log.identity import PartitionIdentity
+from tidegate_core.log_manager import lead_alone
 from tidegate_core.partition import Partition
-from tidegate_wire.identifiers import BatchSequence, Offset, ProducerEpoch, ProducerId
+from tidegate_wire.identifiers import BatchSequence, NodeId, Offset, ProducerEpoch, ProducerId
 from tidegate_wire.records import (
     BatchHeader,
     Compression,
@@ -23,6 +26,9 @@ from tidegate_wire.records import (
 )
 
 NOW_MS = 1_700_000_000_000
+NODE = NodeId(1)
+ALONE = (NODE,)
+TOPIC_ID = UUID(int=7)
 
 KeyValue = tuple[bytes | None, bytes | None]
 
@@ -89,18 +95,42 @@ def read_all(partition: Partition, start: int | None = None, bytes_max: int = 1 
     return found
 
 
-def _open(directory: Path, config: LogConfig, files: OpenFiles, flusher: Flusher, now_ms: int) -> Partition:
-    make = Partition.open if directory.exists() else Partition.create
-    directory.mkdir(exist_ok=True)
-    return make(
+def open_or_create(
+    directory: Path,
+    config: LogConfig,
+    files: OpenFiles,
+    flusher: Flusher,
+    now_ms: int = NOW_MS,
+    voters: tuple[NodeId, ...] = ALONE,
+) -> Partition:
+    """The partition in `directory`, made for `voters` if it is not there; nobody leads it yet."""
+
+    def discard(path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    if directory.exists():
+        return Partition.open(
+            "events",
+            0,
+            directory,
+            config,
+            files=files,
+            flusher=flusher,
+            discard=discard,
+            now_ms=now_ms,
+            node_id=NODE,
+        )
+    directory.mkdir()
+    return Partition.create(
         "events",
         0,
         directory,
         config,
         files=files,
         flusher=flusher,
-        discard=lambda path: path.unlink(missing_ok=True),
+        discard=discard,
         now_ms=now_ms,
+        identity=PartitionIdentity(TOPIC_ID, voters),
     )
 
 
@@ -108,9 +138,13 @@ def _open(directory: Path, config: LogConfig, files: OpenFiles, flusher: Flusher
 async def opened(
     directory: Path, config: LogConfig | None = None, *, files_max: int = 64, now_ms: int = NOW_MS
 ) -> AsyncIterator[Partition]:
-    """The partition in `directory`, made if it is not there; closed at the end as a crash leaves it: no checkpoint."""
+    """The partition in `directory`, which this node alone has and leads, made if it is not there.
+
+    Closed at the end as a crash leaves it: no checkpoint.
+    """
     flusher = Flusher()
-    partition = _open(directory, config or LogConfig(), OpenFiles(files_max), flusher, now_ms)
+    partition = open_or_create(directory, config or LogConfig(), OpenFiles(files_max), flusher, now_ms)
+    lead_alone(partition)
     try:
         yield partition
     finally:

@@ -117,7 +117,7 @@ async def test_more_keys_than_memory_allows_take_several_rounds(
         await checkpoint(partition)
         cleaned_to = 0
         for _ in range(20):
-            plan = plan_compaction(partition.log, {}, NOW_MS, keys_max=15)
+            plan = plan_compaction(partition.log, {}, partition.high_watermark, NOW_MS, keys_max=15)
             if plan is None:
                 break
             monkeypatch.setattr(compaction.plan_compaction, "__kwdefaults__", {"keys_max": 15})
@@ -160,7 +160,7 @@ async def test_crash_during_the_swap_leaves_the_old_or_the_new(tmp_path: Path, c
         before = table(partition)
         partition.log.roll(NOW_MS)
         await checkpoint(partition)
-        plan = plan_compaction(partition.log, {}, NOW_MS)
+        plan = plan_compaction(partition.log, {}, partition.high_watermark, NOW_MS)
         assert plan is not None
         compaction.save_state(directory, CompactionState())
         cleaned = Compactor(plan).run()

@@ -12,7 +12,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.core.log.support import NOW_MS, append, checkpoint, commit, make_batch, opened, read_all, records_in, values
+from tests.core.log.support import (
+    ALONE,
+    NOW_MS,
+    append,
+    checkpoint,
+    commit,
+    make_batch,
+    opened,
+    read_all,
+    records_in,
+    values,
+)
 from tidegate_core.errors import OffsetOutOfRange
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.files import OpenFiles
@@ -55,7 +66,7 @@ class LogMachine(RuleBasedStateMachine):
     @initialize()
     def create(self) -> None:
         self.files = OpenFiles(2)
-        self.log = create_log(self.directory, self.config, self.files, discard=Path.unlink, now_ms=NOW_MS)
+        self.log = create_log(self.directory, self.config, self.files, discard=Path.unlink, now_ms=NOW_MS, voters=ALONE)
 
     @rule(
         count=st.integers(1, 12),
@@ -119,6 +130,7 @@ class LogMachine(RuleBasedStateMachine):
             self.files,
             discard=Path.unlink,
             now_ms=NOW_MS,
+            voters=ALONE,
             replay_from=Offset(self.end),
             batch_found=lambda header: None,
         )
@@ -310,7 +322,9 @@ async def test_truncated_log_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     await asyncio.to_thread(shutil.rmtree, tmp_path / "p", ignore_errors=True)
     (tmp_path / "p").mkdir()
     files = OpenFiles()
-    log = create_log(tmp_path / "p", LogConfig(segment_bytes=1000), files, discard=Path.unlink, now_ms=NOW_MS)
+    log = create_log(
+        tmp_path / "p", LogConfig(segment_bytes=1000), files, discard=Path.unlink, now_ms=NOW_MS, voters=ALONE
+    )
     for epoch in range(10):
         written(log, make_batch(values(2, 300)), epoch)
     sync(log)
@@ -327,6 +341,7 @@ async def test_truncated_log_goes_on_where_it_was_cut(tmp_path: Path) -> None:
         files,
         discard=Path.unlink,
         now_ms=NOW_MS,
+        voters=ALONE,
         replay_from=Offset(0),
         batch_found=lambda header: None,
     )
