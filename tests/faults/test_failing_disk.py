@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.device import Device
 from tests.support.gateway import DEFAULT_STREAM, Gateway
-from tests.support.peers import require_peer
+from tests.support.injection import failing_syncs
 from tests.support.processes import wait_until
 from tests.support.seeds import seeded
 from tidegate_wire.mqtt.packets import Puback
-
-
-@contextmanager
-def failing_syncs(strace: str, pid: int, first: int, log: Path) -> Iterator[None]:
-    """From the `first`-th one on, every fdatasync and fsync of the process fails with EIO."""
-    inject = [f"--inject={name}:error=EIO:when={first}+" for name in ("fdatasync", "fsync")]
-    command = [strace, "-f", "-q", "-p", str(pid), "-e", "trace=fdatasync,fsync", *inject, "-o", str(log)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
-        try:
-            wait_until(lambda: is_traced(pid) or tracer.poll() is not None, 10, "strace attaches")
-            if tracer.poll() is not None:
-                assert tracer.stderr is not None
-                pytest.skip(f"strace can't attach here: {tracer.stderr.read().strip()}")
-            yield
-        finally:
-            tracer.terminate()
-
-
-def is_traced(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return "TracerPid:\t0\n" not in status
 
 
 @pytest.mark.slow
@@ -44,13 +20,12 @@ def test_an_edge_whose_sync_fails_ends_with_a_clear_error_and_delivers_what_it_a
     tmp_path: Path,
 ) -> None:
     chance = seeded()
-    strace = require_peer("strace")
     with Gateway(tmp_path) as gateway:
         gateway.start("core", "bridge", "edge")
         fleet = gateway.start_fleet(devices=10, rate_hz=50.0, seconds=8)
         wait_until(lambda: gateway.acknowledged() > 100, 20, "the edge takes events")
         edge = gateway.part("edge")
-        with failing_syncs(strace, edge.pid, chance.randrange(1, 60), tmp_path / "strace.log"):
+        with failing_syncs(edge.pid, tmp_path / "strace.log", first=chance.randrange(1, 60)):
             code = edge.wait(20)
         assert code == 1
         assert "the event log in" in edge.output()
@@ -69,14 +44,13 @@ def test_an_edge_whose_sync_fails_ends_with_a_clear_error_and_delivers_what_it_a
 def test_an_event_whose_sync_failed_is_not_acknowledged_and_what_was_acknowledged_before_is_delivered_once(
     tmp_path: Path,
 ) -> None:
-    strace = require_peer("strace")
     safe = [b"safe %d" % number for number in range(100)]
     with Gateway(tmp_path) as gateway, Device(gateway.ports["edge"], "pump-7") as device:
         gateway.start("edge")  # alone, so that the uplink commits nothing
         device.connect()
         device.publish_acknowledged(safe)
         edge = gateway.part("edge")
-        with failing_syncs(strace, edge.pid, 1, tmp_path / "strace.log"):
+        with failing_syncs(edge.pid, tmp_path / "strace.log"):
             device.publish(b"unsafe", packet_id=101)
             with pytest.raises(ConnectionError):
                 device.receive(Puback)
