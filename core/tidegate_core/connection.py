@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import structlog
 
 from tidegate_core.handlers.produce import ProduceInFlight, begin_produce
 from tidegate_core.protocol.produce import is_produce
+from tidegate_core.replication.messages import PEER_API
 from tidegate_wire.kafka.messages import MessageError, decode_request_header
 
 if TYPE_CHECKING:
@@ -202,8 +204,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take(self, frame: memoryview) -> None:
         request: _Request | ProduceInFlight
-        if not self._unstarted and is_produce(frame):
-            request = begin_produce(self._server.node, frame)
+        node = self._server.node
+        if not self._unstarted and node is not None and is_produce(frame):
+            request = begin_produce(node, frame)
             if not request.is_answered:
                 self._release(request.size_bytes)
                 _check_unanswered(request)
@@ -231,7 +234,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     async def _answer_next(self) -> None:
-        out: list[bytes] = []
+        out: list[bytes | memoryview] = []
         released = 0
         while self._queue:
             request = self._queue[0]
@@ -254,8 +257,13 @@ class Connection(asyncio.BufferedProtocol):
         self._release(released)
         self._resume()
 
-    async def _answer(self, frame: memoryview) -> list[bytes]:
+    async def _answer(self, frame: memoryview) -> Sequence[bytes | memoryview]:
+        header = decode_request_header(frame)
+        if header.api_key == PEER_API:  # neither waits for room: the cluster would stop for a client that does not read
+            return await self._server.peers.answer(header, frame)
+        dispatcher = await asyncio.shield(self._server.dispatcher)
         if is_produce(frame):
+            assert self._server.node is not None
             produce = begin_produce(self._server.node, frame)
             if not produce.is_answered:
                 _check_unanswered(produce)
@@ -263,9 +271,9 @@ class Connection(asyncio.BufferedProtocol):
             await produce.committed()
             return [produce.encode()]
         await self._server.answers.room()
-        return await self._server.dispatcher.answer(decode_request_header(frame), frame, self._host)
+        return await dispatcher.answer(header, frame, self._host)
 
-    async def _send(self, buffers: list[bytes]) -> None:
+    async def _send(self, buffers: list[bytes | memoryview]) -> None:
         """Write an answer; returns when the peer took so much of it that there is room for the next."""
         size_bytes = sum(map(len, buffers))
         if size_bytes <= JOINED_BYTES_MAX and self._can_write.is_set():

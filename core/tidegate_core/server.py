@@ -9,8 +9,10 @@ import structlog
 
 from tidegate_core.connection import Connection
 from tidegate_core.dispatch import Dispatcher
+from tidegate_core.handlers.peer import PeerServer
 from tidegate_core.memory import HalfRead, InFlight
 from tidegate_core.node import Node
+from tidegate_core.settings import CoreSettings
 from tidegate_wire.address import Address
 from tidegate_wire.errors import ConfigError
 
@@ -30,15 +32,16 @@ _log = structlog.get_logger()
 
 
 class KafkaServer:
-    """The connections of a node."""
+    """The connections of a node. Clients wait until it is known what they are served with (`serve`); nodes don't."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.settings = node.settings
-        self.dispatcher = Dispatcher(node)
-        self.half_read = HalfRead(node.settings.memory_bytes_max // 4)
-        self.requests = InFlight(node.settings.memory_bytes_max // 4)
-        self.answers = InFlight(node.settings.memory_bytes_max // 2)
+    def __init__(self, settings: CoreSettings, peers: PeerServer) -> None:
+        self.node: Node | None = None
+        self.dispatcher: asyncio.Future[Dispatcher] = asyncio.get_running_loop().create_future()
+        self.peers = peers
+        self.settings = settings
+        self.half_read = HalfRead(settings.memory_bytes_max // 4)
+        self.requests = InFlight(settings.memory_bytes_max // 4)
+        self.answers = InFlight(settings.memory_bytes_max // 2)
         self.landing = memoryview(bytearray(LANDING_BYTES))
         """Where reads land; the loop reads one socket at a time and hands the bytes over before the next."""
         self._connections: set[Connection] = set()
@@ -62,6 +65,11 @@ class KafkaServer:
             raise ConfigError(f"can't listen on {address}: {error.strerror}", hint="choose another --listen") from error
         host, port = self._server.sockets[0].getsockname()[:2]
         return Address(host, port)
+
+    def serve(self, node: Node) -> None:
+        """Answer clients from now on."""
+        self.node = node
+        self.dispatcher.set_result(Dispatcher(node))
 
     async def start(self) -> None:
         """Accept connections."""

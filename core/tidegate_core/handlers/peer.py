@@ -7,6 +7,7 @@ import struct
 from typing import Final
 from uuid import UUID
 
+from tidegate_core.replication.bootstrap import Greeter
 from tidegate_core.replication.codec import decode, encode
 from tidegate_core.replication.messages import Hello, PeerRequest, PeerResponse, Refused
 from tidegate_core.replication.peers import PeerHandler, PeerName
@@ -22,12 +23,14 @@ _FRAME: Final = struct.Struct(">ii")
 class PeerServer:
     """Checks who asks, and answers. `cluster_id` is None until this node belongs to a cluster."""
 
-    def __init__(self, handler: PeerHandler) -> None:
-        self.cluster_id: str | None = None
+    def __init__(self, cluster_id: str | None) -> None:
+        self.cluster_id = cluster_id
+        self.greeter: Greeter | None = None
+        self.handler: PeerHandler | None = None
+        """None until there is something to answer with."""
         self.heard: dict[NodeId, tuple[UUID, float]] = {}
         """From which directory a node asked last, and when (loop's clock)."""
         self._loop = asyncio.get_running_loop()
-        self._handler = handler
         self._names: dict[str, PeerName] = {}
 
     async def answer(self, header: RequestHeader, frame: memoryview) -> list[bytes | memoryview]:
@@ -42,17 +45,21 @@ class PeerServer:
         size_bytes = sum(map(len, buffers)) + 4
         return [_FRAME.pack(size_bytes, header.correlation_id), *buffers]
 
-    async def _answer(self, name: PeerName, message: object) -> PeerResponse:
-        is_greeting = isinstance(message, Hello)
-        if not is_greeting and (self.cluster_id is None or name.cluster_id != self.cluster_id):
+    async def _answer(self, name: PeerName, message: PeerRequest | PeerResponse) -> PeerResponse:
+        if isinstance(message, Hello):
+            if self.greeter is None:
+                return Refused(ErrorCode.broker_not_available, "this node has just started")
+            return self.greeter.hello(message)
+        if self.cluster_id is None or name.cluster_id != self.cluster_id:
             return Refused(
                 ErrorCode.inconsistent_cluster_id, f"this is cluster {self.cluster_id}, not {name.cluster_id or 'none'}"
             )
-        if not is_greeting:
-            self.heard[name.node_id] = name.directory_id, self._loop.time()
+        self.heard[name.node_id] = name.directory_id, self._loop.time()
+        if self.handler is None:
+            return Refused(ErrorCode.broker_not_available, "this node has just started")
         if isinstance(message, PeerResponse):
             raise MessageError(f"a {type(message).__name__} is not a request")
-        return await self._handler.handle(NodeId(name.node_id), _request(message))
+        return await self.handler.handle(name.node_id, message)
 
     def _name(self, client_id: str) -> PeerName:
         name = self._names.get(client_id)
@@ -62,8 +69,3 @@ class PeerServer:
                 self._names.clear()
             self._names[client_id] = name
         return name
-
-
-def _request(message: object) -> PeerRequest:
-    assert isinstance(message, PeerRequest)
-    return message

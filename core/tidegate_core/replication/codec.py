@@ -464,6 +464,10 @@ def _read_forward(reader: FieldReader) -> Forward:
     return Forward(reader.data(), host)
 
 
+def _write_nothing(_writer: FieldWriter, _message: object) -> None:
+    """The kind of message says it all."""
+
+
 def _write_refused(writer: FieldWriter, message: Refused) -> None:
     writer.int16(message.error)
     writer.text(message.reason)
@@ -472,7 +476,7 @@ def _write_refused(writer: FieldWriter, message: Refused) -> None:
 _CODECS: Final[list[tuple[type, Callable[[FieldWriter, Any], None], Callable[[FieldReader], PeerMessage]]]] = [
     (Hello, _write_hello, _read_hello),
     (Welcome, _write_welcome, _read_welcome),
-    (Done, lambda _writer, _message: None, lambda _reader: Done()),
+    (Done, _write_nothing, lambda _reader: Done()),
     (Refused, _write_refused, lambda reader: Refused(_code(reader), reader.word())),
     (Votes, _write_votes, _read_votes),
     (VoteAnswers, _write_answers, _read_answers),

@@ -7,7 +7,7 @@ place that carries the state over into the log, the fetchers, the sessions and t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 from types import MappingProxyType
@@ -89,7 +89,6 @@ class ReplicaManager:
         rules: ReplicationRules,
         random: Random,
         wall_clock_ms: Callable[[], int],
-        is_replacement: bool,
     ) -> None:
         self.node_id = node_id
         self.leaders = LeaderDirectory()
@@ -109,7 +108,6 @@ class ReplicaManager:
         self._hosted: dict[ReplicaKey, HostedReplica] = {}
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._fetchers: dict[NodeId, LeaderFetcher] = {}
-        self._is_replacement = is_replacement
         self._has_caught_up = False
         """Whether the metadata was complete once, as of this start: a partition that is made later is a new one."""
         self.sessions = FollowerSessions(
@@ -166,10 +164,12 @@ class ReplicaManager:
 
     # --- life
 
-    def start(self) -> None:
-        """Host what is on the disk, and begin to look after it."""
+    def start(self, *, lost: Collection[Partition] = ()) -> None:
+        """Host what is on the disk, and begin to look after it; of `lost` the records were there once, and are not."""
         for partition in list(self._logs.partitions.values()):
-            self._host(partition, is_new=False, is_lost=self._votes.is_damaged)
+            is_lost = self._votes.is_damaged or partition in lost
+            hosted = self._host(partition, is_new=not is_lost and partition.key == METADATA_KEY, is_lost=is_lost)
+            hosted.stands_in = partition.identity.stands_in
         self._sweeper = asyncio.create_task(self._sweep(), name="replica sweep")
 
     async def close(self) -> None:
