@@ -1,15 +1,18 @@
 """The groups and committed offsets that one partition of `__consumer_offsets` keeps, without I/O.
 
 What changes a group's members goes through `Group` and leaves as effects. What changes offsets is checked first, then
-written by the owner, then told back here with `apply`, in the order of the log; so memory never holds what a restart
-would not find.
+written by the owner (`begin_write`), then told back here when it is committed (`end_write`), in the order of the log;
+so memory never holds what another node that takes over would not find.
+
+One coordinator serves one leadership of its partition: the next one begins with an empty one and the log.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from tidegate_core.groups.group import Group, GroupRules, GroupState
@@ -20,7 +23,6 @@ from tidegate_core.groups.messages import (
     JoinRequest,
     JoinResult,
     LeavingMember,
-    StoredGroup,
     SyncReply,
     SyncRequest,
     SyncResult,
@@ -89,7 +91,10 @@ class Coordinator:
         self.effects: list[tuple[Group | None, Effect]] = []
         self._rules = rules
         self._limits = limits
-        self._replayed: dict[str, StoredGroup] = {}
+        self._replayed: dict[str, bytes] = {}
+        """The newest record of each group; read only when all are there."""
+        self._in_flight: dict[OffsetKey, int] = {}
+        """Commits that are written and not committed yet: what stands in `offsets` is not the last word for these."""
         self._due: list[tuple[int, str]] = []
         """A heap of when which group needs a tick; entries may be early (heartbeats move deadlines on), never late."""
         self._due_ms: dict[str, int] = {}
@@ -104,33 +109,67 @@ class Coordinator:
         """
         named = decode_key(key)
         if isinstance(named, OffsetKey):
-            self.apply([OffsetChange(named, None if value is None else decode_offset(value))])
+            if value is None:
+                self._forget_offset(named)
+            else:
+                self._set_offset(named, decode_offset(value))
         elif value is None:
             self._replayed.pop(named.group_id, None)
         else:
-            self._replayed[named.group_id] = decode_group(named.group_id, value)
+            self._replayed[named.group_id] = value
 
-    def end_replay(self, now_ms: int) -> None:
-        """The whole log was replayed: the groups begin to live."""
-        for group_id, stored in self._replayed.items():
-            self.groups[group_id] = Group.restore(stored, self._rules, now_ms)
+    def end_replay(self, now_ms: Callable[[], int]) -> Iterator[None]:
+        """The whole log was replayed: the groups begin to live, one with each step.
+
+        A member has its whole session timeout from then on: it may have been long without a coordinator.
+
+        Raises:
+            GroupRecordError: a group can't be read.
+        """
+        for group_id, value in self._replayed.items():
+            group = Group.restore(decode_group(group_id, value), self._rules, now_ms())
+            self.groups[group_id] = group
+            self._after(group)
+            yield
         self._replayed.clear()
         for group_id in self.offsets:
             if group_id not in self.groups:
                 self.groups[group_id] = Group(group_id, self._rules)
-        for group in self.groups.values():
-            self._after(group)
+                yield
 
-    def apply(self, changes: Iterable[Change]) -> None:
-        """The records of these changes are committed."""
+    # Writing.
+
+    def begin_write(self, changes: Iterable[Change]) -> None:
+        """The records of these changes are written."""
         for change in changes:
-            if isinstance(change, GroupRemoval):
-                self._remove(change.group_id)
-            elif change.committed is not None:
-                of_group = self.offsets.setdefault(change.key.group_id, {})
-                of_group[change.key.topic, change.key.partition] = change.committed
-            else:
-                self._forget_offset(change.key)
+            if isinstance(change, OffsetChange):
+                self._in_flight[change.key] = self._in_flight.get(change.key, 0) + 1
+
+    def end_write(self, changes: Iterable[Change], *, is_committed: bool) -> None:
+        """The records of these changes are committed, or never will be as far as this coordinator knows."""
+        for change in changes:
+            if isinstance(change, OffsetChange):
+                count = self._in_flight.pop(change.key) - 1
+                if count:
+                    self._in_flight[change.key] = count
+            if is_committed:
+                self._apply(change)
+
+    def _apply(self, change: Change) -> None:
+        if isinstance(change, GroupRemoval):
+            self._remove(change.group_id)
+        elif change.committed is None:
+            self._forget_offset(change.key)
+        else:
+            self._set_offset(change.key, change.committed)
+            if change.key.group_id not in self.groups:
+                self.groups[change.key.group_id] = Group(change.key.group_id, self._rules)
+
+    def _set_offset(self, key: OffsetKey, committed: CommittedOffset) -> None:
+        of_group = self.offsets.get(key.group_id)
+        if of_group is None:
+            of_group = self.offsets[key.group_id] = {}
+        of_group[key.topic, key.partition] = committed
 
     def _forget_offset(self, key: OffsetKey) -> None:
         of_group = self.offsets.get(key.group_id, {})
@@ -158,6 +197,8 @@ class Coordinator:
             group = self.groups[request.group_id] = Group(request.group_id, self._rules)
         group.join(request, token, now_ms)
         self._after(group)
+        if group.generation == 0:
+            self._remove(request.group_id)  # where it was made for this request, which was refused
 
     def _check_join(self, request: JoinRequest) -> ErrorCode:
         limits = self._limits
@@ -208,16 +249,14 @@ class Coordinator:
     def check_commit(
         self, group_id: str, generation: int, member_id: str, instance_id: str | None, now_ms: int
     ) -> ErrorCode:
-        """Whether a commit may be written. A group that has no members may come into being by it."""
+        """Whether a commit may be written. A group without members comes into being when it is committed."""
         group = self.groups.get(group_id)
         if group is None:
             if generation >= 0:
                 return ErrorCode.illegal_generation
             if member_id != NO_MEMBER or instance_id is not None:
                 return ErrorCode.unknown_member_id
-            if len(self.groups) >= self._limits.groups_max:
-                return ErrorCode.policy_violation
-            group = self.groups[group_id] = Group(group_id, self._rules)
+            return ErrorCode.policy_violation if len(self.groups) >= self._limits.groups_max else ErrorCode.none
         return group.check_commit(generation, member_id, instance_id, now_ms)
 
     def committed(self, group_id: str) -> Mapping[TopicPartition, CommittedOffset]:
@@ -253,15 +292,6 @@ class Coordinator:
                 changes.append(OffsetChange(OffsetKey(group_id, topic, partition), None))
         return changes, answers
 
-    def forget_topic(self, topic: str) -> list[Change]:
-        """A topic was deleted: what to write so that its offsets are not taken for those of a later one."""
-        return [
-            OffsetChange(OffsetKey(group_id, topic, partition), None)
-            for group_id, offsets in self.offsets.items()
-            for committed_topic, partition in offsets
-            if committed_topic == topic
-        ]
-
     def _all_offsets_gone(self, group_id: str) -> list[Change]:
         return [
             OffsetChange(OffsetKey(group_id, topic, partition), None)
@@ -287,7 +317,19 @@ class Coordinator:
             if group.generation == 0:
                 self._remove(group_id)  # nobody ever got in, and nothing of it was written
 
-    def expired(self) -> list[Change]:
+    # Sweeping: over some groups at a time, since there may be very many.
+
+    def offsets_gone(self, group_ids: Iterable[str], is_gone: Callable[[str, CommittedOffset], bool]) -> list[Change]:
+        """Take back the committed offsets for which `is_gone(topic, committed)` holds: what to write."""
+        return [
+            OffsetChange(key, None)
+            for group_id in group_ids
+            for (topic, partition), committed in self.offsets.get(group_id, {}).items()
+            if is_gone(topic, committed)
+            and (key := OffsetKey(group_id, topic, partition)) not in self._in_flight  # a newer one is on its way
+        ]
+
+    def expired(self, group_ids: Iterable[str]) -> list[Change]:
         """Offsets whose time is over (KIP-211) and groups that hold nothing more: what to write.
 
         An offset is kept while its group has members that subscribe to its topic, and for the retention time after the
@@ -295,22 +337,16 @@ class Coordinator:
         """
         changes: list[Change] = []
         oldest_ms = self._rules.wall_clock_ms() - self._limits.offsets_retention_ms
-        for group in self.groups.values():
-            offsets = self.offsets.get(group.group_id, {})
-            gone = [key for key, committed in offsets.items() if self._is_expired(group, key[0], committed, oldest_ms)]
-            changes += [OffsetChange(OffsetKey(group.group_id, *key), None) for key in gone]
-            if group.is_idle and len(gone) == len(offsets) and group.state_since_ms <= oldest_ms:
-                changes.append(GroupRemoval(group.group_id))
+        for group_id in group_ids:
+            group = self.groups.get(group_id)
+            if group is None or (group.state is GroupState.EMPTY and _was_in_use(group, oldest_ms)):
+                continue
+            gone = self.offsets_gone((group_id,), partial(_is_expired, group, oldest_ms))
+            changes += gone
+            is_bare = len(gone) == len(self.offsets.get(group_id, ()))
+            if is_bare and group.is_idle and group.state_since_ms <= oldest_ms:
+                changes.append(GroupRemoval(group_id))
         return changes
-
-    @staticmethod
-    def _is_expired(group: Group, topic: str, committed: CommittedOffset, oldest_ms: int) -> bool:
-        if committed.commit_time_ms > oldest_ms:
-            return False
-        if group.state is GroupState.EMPTY:
-            return group.protocol_type is None or group.state_since_ms <= oldest_ms
-        is_readable = group.state is GroupState.STABLE and group.protocol_type == "consumer"
-        return is_readable and not group.subscribes_to(topic)
 
     def _after(self, group: Group) -> None:
         self.effects += [(group, effect) for effect in group.effects]
@@ -322,3 +358,17 @@ class Coordinator:
         if due_ms is None or deadline_ms < due_ms:
             self._due_ms[group.group_id] = deadline_ms
             heapq.heappush(self._due, (deadline_ms, group.group_id))
+
+
+def _was_in_use(group: Group, since_ms: int) -> bool:
+    """Whether an empty group had members later than that; one that never had any goes by its commits alone."""
+    return group.protocol_type is not None and group.state_since_ms > since_ms
+
+
+def _is_expired(group: Group, oldest_ms: int, topic: str, committed: CommittedOffset) -> bool:
+    if committed.commit_time_ms > oldest_ms:
+        return False
+    if group.state is GroupState.EMPTY:
+        return True
+    is_readable = group.state is GroupState.STABLE and group.protocol_type == "consumer"
+    return is_readable and not group.subscribes_to(topic)

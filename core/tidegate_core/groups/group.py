@@ -4,9 +4,11 @@
       ^                     |      ^                                            |                               |
       +---- all left -------+      +---- join with news, leave, session over ---+-------------------------------+
 
-A join is answered when the new generation begins, a sync when the leader brought the assignment and it was written
-down; so both come with a token, and their answers leave through `effects`. Time is given in (monotonic milliseconds
-for timeouts). Sources: Kafka protocol guide, KIP-62 (rebalance timeout), KIP-134 (initial delay), KIP-345 (static
+A join is answered when the new generation's beginning was written down, a sync when the leader's assignment was: so a
+coordinator that takes over knows every generation that any member was told, and never gives its number to another. Both
+come with a token, and their answers leave through `effects`. Time is given in (monotonic milliseconds for timeouts).
+
+Sources: Kafka protocol guide, KIP-62 (rebalance timeout), KIP-134 (initial delay), KIP-345 (static
 members), KIP-394 (member id required), KIP-559 (protocol in SyncGroup), KIP-814 (skip assignment).
 """
 
@@ -96,6 +98,8 @@ class Group:
         self._rebalance_deadline_ms = 0
         """PREPARING_REBALANCE: until when to wait for joins. COMPLETING_REBALANCE: for syncs."""
         self._initial: _InitialDelay | None = None
+        self._told_generation = -1
+        """The generation whose beginning was written down, so that members know of it."""
         self._assigned_generation = -1
         """The generation whose leader brought its assignment."""
         self._stores: dict[int, Callable[[ErrorCode, int], None]] = {}
@@ -104,7 +108,7 @@ class Group:
 
     @classmethod
     def restore(cls, stored: StoredGroup, rules: GroupRules, now_ms: int) -> Group:
-        """A group as it was written down."""
+        """A group as it was written down; without a leader, when a generation began: its members have to join again."""
         group = cls(stored.group_id, rules)
         group.generation = stored.generation
         group.protocol_type = stored.protocol_type or None
@@ -113,18 +117,21 @@ class Group:
         group.state_since_ms = stored.state_since_ms
         for member in stored.members:
             group.members.add(Member.restore(member, stored.protocol_name, now_ms))
-        if stored.members:
+        if stored.members and stored.leader_id is None:
+            group.state = GroupState.PREPARING_REBALANCE
+            group._rebalance_deadline_ms = now_ms + group._rebalance_timeout_ms()
+        elif stored.members:
             group.state = GroupState.STABLE
         return group
 
-    def to_stored(self) -> StoredGroup:
-        """The group as it is written down."""
+    def to_stored(self, *, is_assigned: bool) -> StoredGroup:
+        """The group as it is written down; before its assignment came, without a leader."""
         return StoredGroup(
             group_id=self.group_id,
             protocol_type=self.protocol_type or "",
             generation=self.generation,
             protocol_name=self.protocol_name,
-            leader_id=self.leader_id,
+            leader_id=self.leader_id if is_assigned else None,
             state_since_ms=self.state_since_ms,
             members=tuple(member.to_stored(self.protocol_name) for member in self.members),
         )
@@ -223,7 +230,8 @@ class Group:
 
     def _rejoin(self, member: Member, request: JoinRequest, token: object, now_ms: int) -> None:
         has_news = member.protocols != request.protocols
-        first_answer_was_lost = self.state is GroupState.COMPLETING_REBALANCE and not has_news
+        is_told = self.state is GroupState.COMPLETING_REBALANCE and self._told_generation == self.generation
+        first_answer_was_lost = is_told and not has_news
         is_content = self.state is GroupState.STABLE and not has_news and member.member_id != self.leader_id
         if first_answer_was_lost or is_content:
             member.hear_of(now_ms)
@@ -264,7 +272,7 @@ class Group:
             else:
                 self._refuse_join(token, ErrorCode.unknown_member_id, member_id)
 
-        self._store(on_stored)
+        self._store(on_stored, is_assigned=True)
 
     # SyncGroup, Heartbeat, LeaveGroup.
 
@@ -321,7 +329,7 @@ class Group:
                     self._answer_sync(token, ErrorCode.none, member.assignment)
                     member.hear_of(now_ms)
 
-        self._store(on_stored)
+        self._store(on_stored, is_assigned=True)
 
     def heartbeat(self, member_id: str, instance_id: str | None, generation: int, now_ms: int) -> ErrorCode:
         """Take a Heartbeat; REBALANCE_IN_PROGRESS asks the member to join again."""
@@ -434,7 +442,7 @@ class Group:
         if not self.members:
             self.protocol_name = self.leader_id = None
             self._enter(GroupState.EMPTY)
-            self._store(_take_no_step)
+            self._store(_take_no_step, is_assigned=True)
             return
         leader = self.members.get(self.leader_id)
         if leader is None or leader.join_token is None:
@@ -444,11 +452,36 @@ class Group:
         self._rebalance_deadline_ms = now_ms + self._rebalance_timeout_ms()
         for member in self.members:
             member.has_synced = False
+            member.assignment = b""
+        generation = self.generation
+
+        def on_stored(error: ErrorCode, now_ms: int) -> None:
+            if self.state is not GroupState.COMPLETING_REBALANCE or self.generation != generation:
+                return  # another rebalance began meanwhile, and the joins wait for that one
+            if error is ErrorCode.none:
+                self._tell_generation(now_ms)
+            else:
+                self._refuse_joins(error, now_ms)
+
+        self._store(on_stored, is_assigned=False)
+
+    def _tell_generation(self, now_ms: int) -> None:
+        self._told_generation = self.generation
+        for member in self.members:
             token = member.take_join_token()
             if token is not None:
                 member.is_new = False
                 member.hear_of(now_ms)
                 self._answer_join(member, token)
+
+    def _refuse_joins(self, error: ErrorCode, now_ms: int) -> None:
+        for member in list(self.members):
+            token = member.take_join_token()
+            if token is not None:
+                self._refuse_join(token, error, member.member_id)
+            if member.is_new:  # it never got in: let its client begin again
+                self._remove(member)
+        self._rebalance(now_ms)
 
     def _drop_assignments(self, error: ErrorCode) -> None:
         for member in self.members:
@@ -510,10 +543,11 @@ class Group:
             )
         self.effects.append(SyncReply(token=token, result=result))
 
-    def _store(self, on_stored: Callable[[ErrorCode, int], None]) -> None:
+    def _store(self, on_stored: Callable[[ErrorCode, int], None], *, is_assigned: bool) -> None:
         self._store_count += 1
         self._stores[self._store_count] = on_stored
-        self.effects.append(StoreGroup(number=self._store_count, group=self.to_stored()))
+        stored = self.to_stored(is_assigned=is_assigned)
+        self.effects.append(StoreGroup(number=self._store_count, group=stored))
 
     def stored(self, number: int, error: ErrorCode, now_ms: int) -> None:
         """The write that effect `StoreGroup` asked for is done, or failed with `error`."""

@@ -113,6 +113,7 @@ class StoredGroup:
     generation: int
     protocol_name: str | None
     leader_id: str | None
+    """None: no members, or the generation has begun and its assignment is not there yet."""
     state_since_ms: int
     members: tuple[StoredMember, ...]
 

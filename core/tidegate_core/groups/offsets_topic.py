@@ -1,8 +1,11 @@
-"""`__consumer_offsets`: which partition a group belongs to, and the settings of the topic."""
+"""`__consumer_offsets`: which partition a group belongs to, who leads it, and the settings of the topic."""
 
 from __future__ import annotations
 
-from typing import Final
+import struct
+from typing import Final, Protocol
+
+from tidegate_core.replication.messages import Leadership
 
 OFFSETS_TOPIC: Final = "__consumer_offsets"
 
@@ -13,12 +16,30 @@ OFFSETS_TOPIC_SETTINGS: Final = {
 }
 
 
+class OffsetsTopic(Protocol):
+    """What the cluster says of the topic."""
+
+    @property
+    def partition_count(self) -> int:
+        """0 while there is no such topic. It never changes after: groups would belong to other partitions."""
+
+    def leader_of(self, index: int) -> Leadership | None:
+        """Who leads a partition; None while nobody is known to."""
+
+    async def create(self) -> None:
+        """Make the topic, unless it is there already; `partition_count` says so when this returns.
+
+        Raises:
+            KafkaError, TidegateError: it can't be made now.
+        """
+
+
 def partition_of(group_id: str, partition_count: int) -> int:
     """The partition that keeps a group, by Kafka's rule: the absolute value of Java's String.hashCode."""
-    value = 0
     encoded = group_id.encode("utf-16-be", "surrogatepass")
-    for position in range(0, len(encoded), 2):
-        value = (31 * value + (encoded[position] << 8 | encoded[position + 1])) & 0xFFFFFFFF
+    value = 0
+    for unit in struct.unpack(f">{len(encoded) // 2}H", encoded):
+        value = (31 * value + unit) & 0xFFFFFFFF
     if value >= 0x80000000:  # negative in Java, whose largest negative number has no absolute value
         value = (0x100000000 - value) & 0x7FFFFFFF
     return value % partition_count

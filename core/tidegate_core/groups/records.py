@@ -1,10 +1,12 @@
 """The records of `__consumer_offsets`, laid out as Apache Kafka does, so that its tools can read the topic.
 
     key    version (int16): 1 = committed offset: group, topic, partition; 2 = group: group
-    value  committed offset, version 3: offset, leader epoch, metadata, commit time
+    value  committed offset, version 4 (flexible): offset, leader epoch, metadata, commit time, tag 0: topic id
+           committed offset, version 3: the same without the topic id
            group, version 3: protocol type, generation, protocol, leader, state since, members
 
-A null value takes back what the key names. Values are written and read in these versions only.
+A null value takes back what the key names. Values are written and read in these versions only; an offset whose topic
+id is not known is written in version 3.
 """
 
 from __future__ import annotations
@@ -12,14 +14,28 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 from tidegate_core.groups.messages import StoredGroup, StoredMember
-from tidegate_core.protocol.primitives import encode_string, read_nullable, read_string
+from tidegate_core.protocol.primitives import (
+    encode_compact,
+    encode_string,
+    encode_uvarint,
+    read_compact_nullable,
+    read_nullable,
+    read_string,
+    read_uvarint,
+)
 from tidegate_wire.kafka.messages import MessageError
 
 _OFFSET_KEY: Final = 1
 _GROUP_KEY: Final = 2
 _VALUE_VERSION: Final = 3
+_OFFSET_VERSION_WITH_TOPIC_ID: Final = 4
+
+_TOPIC_ID_TAG: Final = 0
+_UUID_BYTES: Final = 16
+_ONE_TAG_TOPIC_ID: Final = encode_uvarint(1) + encode_uvarint(_TOPIC_ID_TAG) + encode_uvarint(_UUID_BYTES)
 
 _INT16: Final = struct.Struct(">h")
 _INT32: Final = struct.Struct(">i")
@@ -58,6 +74,8 @@ class CommittedOffset:
     """Of the last record read, -1 where the client did not say (KIP-320)."""
     metadata: str
     commit_time_ms: int
+    topic_id: UUID | None = None
+    """Tells the topic from a later one of the same name. None: written by a version that did not know it."""
 
 
 def encode_offset_key(key: OffsetKey) -> bytes:
@@ -69,11 +87,21 @@ def encode_offset_key(key: OffsetKey) -> bytes:
 
 def encode_offset(committed: CommittedOffset) -> bytes:
     """The value of a committed offset."""
+    if committed.topic_id is None:
+        return b"".join(
+            (
+                _OFFSET_HEAD.pack(_VALUE_VERSION, committed.offset, committed.leader_epoch),
+                encode_string(committed.metadata),
+                _INT64.pack(committed.commit_time_ms),
+            )
+        )
     return b"".join(
         (
-            _OFFSET_HEAD.pack(_VALUE_VERSION, committed.offset, committed.leader_epoch),
-            encode_string(committed.metadata),
+            _OFFSET_HEAD.pack(_OFFSET_VERSION_WITH_TOPIC_ID, committed.offset, committed.leader_epoch),
+            encode_compact(committed.metadata),
             _INT64.pack(committed.commit_time_ms),
+            _ONE_TAG_TOPIC_ID,
+            committed.topic_id.bytes,
         )
     )
 
@@ -136,16 +164,42 @@ def decode_offset(value: bytes) -> CommittedOffset:
         GroupRecordError: it is none.
     """
     view = memoryview(value)
+    topic_id = None
     try:
         version, committed, leader_epoch = _OFFSET_HEAD.unpack_from(view)
-        _check_version(version)
-        metadata, offset = read_string(view, _OFFSET_HEAD.size)
-        (commit_time_ms,) = _INT64.unpack_from(view, offset)
-    except (struct.error, MessageError, UnicodeDecodeError) as error:
+        if version == _OFFSET_VERSION_WITH_TOPIC_ID:
+            metadata, offset = read_compact_nullable(view, _OFFSET_HEAD.size)
+            (commit_time_ms,) = _INT64.unpack_from(view, offset)
+            topic_id = _read_topic_id(view, offset + _INT64.size)
+        else:
+            _check_version(version)
+            metadata, offset = read_string(view, _OFFSET_HEAD.size)
+            (commit_time_ms,) = _INT64.unpack_from(view, offset)
+    except (struct.error, IndexError, MessageError, UnicodeDecodeError) as error:
         raise GroupRecordError(f"not a committed offset: {error}") from error
     return CommittedOffset(
-        offset=committed, leader_epoch=leader_epoch, metadata=metadata, commit_time_ms=commit_time_ms
+        offset=committed,
+        leader_epoch=leader_epoch,
+        metadata=metadata or "",
+        commit_time_ms=commit_time_ms,
+        topic_id=topic_id,
     )
+
+
+def _read_topic_id(view: memoryview, offset: int) -> UUID | None:
+    """From the tagged fields; those of other tags are passed over (KIP-915)."""
+    topic_id = None
+    count, offset = read_uvarint(view, offset)
+    for _ in range(count):
+        tag, offset = read_uvarint(view, offset)
+        size, offset = read_uvarint(view, offset)
+        field = bytes(view[offset : offset + size])
+        if len(field) < size:
+            raise GroupRecordError(f"a tagged field of {size} bytes where {len(field)} are left")
+        if tag == _TOPIC_ID_TAG and size == _UUID_BYTES:
+            topic_id = UUID(bytes=field)
+        offset += size
+    return topic_id
 
 
 def decode_group(group_id: str, value: bytes) -> StoredGroup:

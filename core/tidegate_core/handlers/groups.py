@@ -15,10 +15,13 @@ from tidegate_core.groups.messages import (
     SyncResult,
 )
 from tidegate_core.groups.records import CommittedOffset, OffsetKey
-from tidegate_core.groups.shard import GroupShard
+from tidegate_core.groups.shard import ShardState
+from tidegate_core.metadata.image import Topic
 from tidegate_core.node import Client, Node
 from tidegate_core.protocol.error_codes import ACCEPTED, KafkaError, refusal_of
 from tidegate_core.protocol.translate import Fields, milliseconds
+from tidegate_wire.address import Address
+from tidegate_wire.identifiers import NodeId
 from tidegate_wire.kafka.messages import ErrorCode
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ GROUP_OPERATIONS: Final = 1 << 3 | 1 << 6 | 1 << 8
 _GROUP: Final = 0
 _NOT_TOLD: Final = -(2**31)
 _NO_OFFSET: Final = -1
+_NOBODY: Final = NodeId(-1), Address("", -1)
 _GROUP_TYPE: Final = "classic"
 
 
@@ -51,27 +55,37 @@ _GROUP_TYPE: Final = "classic"
 
 
 async def find_coordinator(node: Node, request: FindCoordinatorRequest, _client: Client) -> Fields:
-    """The node that keeps a group."""
-    coordinators = []
-    for key in request.coordinator_keys:
-        refusal = ACCEPTED
-        try:
-            _check_key_type(request.key_type)
-            await node.groups.shard_of(key)
-        except Exception as error:  # becomes this key's answer
-            refusal = refusal_of(error)
-        is_found = refusal is ACCEPTED
-        coordinators.append(
-            {
-                "key": key,
-                "node_id": node.settings.node_id if is_found else -1,
-                "host": node.advertised.host if is_found else "",
-                "port": node.advertised.port if is_found else -1,
-                "error_code": refusal.code,
-                "error_message": refusal.message,
-            }
-        )
-    return {"coordinators": coordinators}
+    """The nodes that keep groups."""
+    return {"coordinators": [await _coordinator(node, request.key_type, key) for key in request.coordinator_keys]}
+
+
+async def _coordinator(node: Node, key_type: int, group_id: str) -> Fields:
+    found, refusal = _NOBODY, ACCEPTED
+    try:
+        _check_key_type(key_type)
+        leader = await node.groups.coordinator_of(group_id)
+        found = leader, _address_of(node, leader)
+    except Exception as error:  # becomes this group's answer
+        refusal = refusal_of(error)
+    node_id, address = found
+    return {
+        "key": group_id,
+        "node_id": node_id,
+        "host": address.host,
+        "port": address.port,
+        "error_code": refusal.code,
+        "error_message": refusal.message,
+    }
+
+
+def _address_of(node: Node, node_id: NodeId) -> Address:
+    """Where clients reach a node."""
+    if node_id == node.node_id:
+        return node.advertised
+    info = node.image.nodes.get(node_id)
+    if info is None:
+        raise KafkaError(ErrorCode.coordinator_not_available, f"node {node_id} has not told yet where it is")
+    return Address(info.host, info.port)
 
 
 def _check_key_type(key_type: int) -> None:
@@ -91,7 +105,7 @@ async def join_group(node: Node, request: JoinGroupRequest, client: Client) -> F
         result = JoinResult(error=ErrorCode.invalid_request, member_id=request.member_id)
     else:
         try:
-            shard = await node.groups.shard_of(request.group_id)
+            shard = node.groups.shard_of(request.group_id)
             result = await shard.join(
                 JoinRequest(
                     group_id=request.group_id,
@@ -128,7 +142,7 @@ async def join_group(node: Node, request: JoinGroupRequest, client: Client) -> F
 async def sync_group(node: Node, request: SyncGroupRequest, _client: Client) -> Fields:
     """Get the assignment, or bring everyone's."""
     try:
-        shard = await node.groups.shard_of(request.group_id)
+        shard = node.groups.shard_of(request.group_id)
         result = await shard.sync(
             SyncRequest(
                 group_id=request.group_id,
@@ -153,7 +167,7 @@ async def sync_group(node: Node, request: SyncGroupRequest, _client: Client) -> 
 async def heartbeat(node: Node, request: HeartbeatRequest, _client: Client) -> Fields:
     """Stay a member."""
     try:
-        shard = await node.groups.shard_of(request.group_id)
+        shard = node.groups.shard_of(request.group_id)
         error = shard.heartbeat(request.group_id, request.member_id, request.group_instance_id, request.generation_id)
     except Exception as failure:  # becomes the answer
         error = refusal_of(failure).code
@@ -166,7 +180,7 @@ async def leave_group(node: Node, request: LeaveGroupRequest, _client: Client) -
         LeavingMember(member_id=member.member_id, instance_id=member.group_instance_id) for member in request.members
     ]
     try:
-        shard = await node.groups.shard_of(request.group_id)
+        shard = node.groups.shard_of(request.group_id)
         errors = shard.leave(request.group_id, leaving)
     except Exception as error:  # becomes the answer
         return {"error_code": refusal_of(error).code, "members": []}
@@ -188,21 +202,20 @@ async def offset_commit(node: Node, request: OffsetCommitRequest, _client: Clien
     answers: dict[tuple[str, int], ErrorCode] = {}
     changes: list[OffsetChange] = []
     try:
-        shard = await node.groups.shard_of(group_id)
+        shard = node.groups.shard_of(group_id)
         group_error = shard.check_commit(
             group_id, request.generation_id_or_member_epoch, request.member_id, request.group_instance_id
         )
         for topic in request.topics:
+            known = node.image.topics.get(topic.name)
             for part in topic.partitions:
                 key = topic.name, part.partition_index
-                answers[key] = group_error or _check_offset(node, topic.name, part)
-                if answers[key] is ErrorCode.none:
-                    changes.append(_offset_change(node, group_id, topic.name, part))
+                answers[key] = group_error or _check_offset(known, part)
+                if known is not None and answers[key] is ErrorCode.none:
+                    changes.append(_offset_change(node, group_id, known, part))
         await shard.write(changes)
     except Exception as error:  # becomes the answer
         code = refusal_of(error).code
-        if code is ErrorCode.kafka_storage_error:
-            code = ErrorCode.coordinator_not_available  # what clients expect of a coordinator, and retry
         answers = {(topic.name, part.partition_index): code for topic in request.topics for part in topic.partitions}
     return {
         "topics": [
@@ -221,8 +234,7 @@ async def offset_commit(node: Node, request: OffsetCommitRequest, _client: Clien
     }
 
 
-def _check_offset(node: Node, topic: str, part: OffsetCommitRequestPartition) -> ErrorCode:
-    known = node.controller.image.topics.get(topic)
+def _check_offset(known: Topic | None, part: OffsetCommitRequestPartition) -> ErrorCode:
     if known is None or not 0 <= part.partition_index < known.partition_count:
         return ErrorCode.unknown_topic_or_partition
     if len((part.committed_metadata or "").encode()) > OFFSET_METADATA_BYTES_MAX:
@@ -230,14 +242,15 @@ def _check_offset(node: Node, topic: str, part: OffsetCommitRequestPartition) ->
     return ErrorCode.none
 
 
-def _offset_change(node: Node, group_id: str, topic: str, part: OffsetCommitRequestPartition) -> OffsetChange:
+def _offset_change(node: Node, group_id: str, topic: Topic, part: OffsetCommitRequestPartition) -> OffsetChange:
     return OffsetChange(
-        OffsetKey(group_id, topic, part.partition_index),
+        OffsetKey(group_id, topic.name, part.partition_index),
         CommittedOffset(
             offset=part.committed_offset,
             leader_epoch=part.committed_leader_epoch,
             metadata=part.committed_metadata or "",
             commit_time_ms=node.clock_ms(),
+            topic_id=topic.topic_id,
         ),
     )
 
@@ -249,7 +262,7 @@ async def offset_fetch(node: Node, request: OffsetFetchRequest, _client: Client)
 
 async def _group_offsets(node: Node, group: OffsetFetchRequestGroup) -> Fields:
     try:
-        shard = await node.groups.shard_of(group.group_id)
+        shard = node.groups.shard_of(group.group_id)
     except Exception as error:  # becomes this group's answer
         return {"group_id": group.group_id, "topics": [], "error_code": refusal_of(error).code}
     committed = shard.coordinator.committed(group.group_id)
@@ -257,18 +270,23 @@ async def _group_offsets(node: Node, group: OffsetFetchRequestGroup) -> Fields:
     if group.topics is None:
         by_topic: dict[str, list[int]] = {}
         for topic, partition in sorted(committed):
-            by_topic.setdefault(topic, []).append(partition)
+            if not node.groups.is_gone(topic, committed[topic, partition]):
+                by_topic.setdefault(topic, []).append(partition)
         asked = by_topic.items()
     else:
         asked = ((topic.name, topic.partition_indexes) for topic in group.topics)
-    topics = [
-        {"name": topic, "partitions": [_offset_fields(committed.get((topic, index)), index) for index in indexes]}
-        for topic, indexes in asked
-    ]
+    topics = []
+    for topic, indexes in asked:
+        offsets = ((index, committed.get((topic, index))) for index in indexes)
+        parts = [
+            _offset_fields(index, None if offset is None or node.groups.is_gone(topic, offset) else offset)
+            for index, offset in offsets
+        ]
+        topics.append({"name": topic, "partitions": parts})
     return {"group_id": group.group_id, "topics": topics, "error_code": ErrorCode.none}
 
 
-def _offset_fields(committed: CommittedOffset | None, partition: int) -> Fields:
+def _offset_fields(partition: int, committed: CommittedOffset | None) -> Fields:
     return {
         "partition_index": partition,
         "committed_offset": _NO_OFFSET if committed is None else committed.offset,
@@ -283,7 +301,7 @@ async def offset_delete(node: Node, request: OffsetDeleteRequest, _client: Clien
     group_id = request.group_id
     partitions = [(topic.name, part.partition_index) for topic in request.topics for part in topic.partitions]
     try:
-        shard = await node.groups.shard_of(group_id)
+        shard = node.groups.shard_of(group_id)
         outcome = shard.coordinator.delete_offsets(group_id, partitions)
         if isinstance(outcome, ErrorCode):
             return {"error_code": outcome, "topics": []}
@@ -313,8 +331,9 @@ async def offset_delete(node: Node, request: OffsetDeleteRequest, _client: Clien
 
 
 async def list_groups(node: Node, request: ListGroupsRequest, _client: Client) -> Fields:
-    """All groups, or those in some states (KIP-518) or of some types (KIP-848)."""
-    await node.groups.load()
+    """All groups that this node keeps, or those in some states (KIP-518) or of some types (KIP-848)."""
+    shards = node.groups.shards
+    is_loading = any(shard.state is ShardState.LOADING for shard in shards)
     states = {state.lower() for state in request.states_filter}
     types = {name.lower() for name in request.types_filter}
     groups = [
@@ -324,11 +343,13 @@ async def list_groups(node: Node, request: ListGroupsRequest, _client: Client) -
             "group_state": str(group.state),
             "group_type": _GROUP_TYPE,
         }
-        for shard in node.groups.shards
+        for shard in shards
+        if shard.state is ShardState.ACTIVE
         for group in shard.coordinator.groups.values()
         if (not states or group.state.lower() in states) and (not types or _GROUP_TYPE in types)
     ]
-    return {"error_code": ErrorCode.none, "groups": groups}
+    error = ErrorCode.coordinator_load_in_progress if is_loading else ErrorCode.none
+    return {"error_code": error, "groups": groups}
 
 
 async def describe_groups(node: Node, request: DescribeGroupsRequest, _client: Client) -> Fields:
@@ -338,7 +359,7 @@ async def describe_groups(node: Node, request: DescribeGroupsRequest, _client: C
     for group_id in request.groups:
         error, group = ErrorCode.none, None
         try:
-            shard = await node.groups.shard_of(group_id)
+            shard = node.groups.shard_of(group_id)
             group = shard.coordinator.groups.get(group_id)
         except Exception as failure:  # becomes this group's answer
             error = refusal_of(failure).code
@@ -385,7 +406,7 @@ async def delete_groups(node: Node, request: DeleteGroupsRequest, _client: Clien
 
 async def _delete_group(node: Node, group_id: str) -> ErrorCode:
     try:
-        shard: GroupShard = await node.groups.shard_of(group_id)
+        shard = node.groups.shard_of(group_id)
         outcome = shard.coordinator.delete_group(group_id)
         if isinstance(outcome, ErrorCode):
             return outcome

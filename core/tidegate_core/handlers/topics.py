@@ -70,7 +70,7 @@ async def _topic_or_error(node: Node, name: str, operations: int, *, creates: bo
 
 async def _create_on_demand(node: Node, name: str) -> None:
     if name == OFFSETS_TOPIC:
-        await node.groups.load()
+        await node.groups.make_topic()
         return
     try:
         replicas = ((NodeId(node.settings.node_id),),) * node.settings.default_partitions
@@ -193,7 +193,7 @@ async def delete_topics(node: Node, request: DeleteTopicsRequest, _client: Clien
             name = _named(wanted)
             check_not_internal(name)
             await node.controller.delete_topic(name)
-            await node.groups.forget_topic(name)
+            node.groups.on_topics_deleted()
         except Exception as error:  # becomes this topic's answer
             refusal = refusal_of(error)
         responses.append(

@@ -94,6 +94,12 @@ class GroupDriver:
         self.group.stored(self.unstored.pop(0), error, self.now_ms)
         self._collect()
 
+    def begun(self, client: str) -> JoinResult:
+        """The answer to a join, after the generation was written down that it began."""
+        token = self.join(client)
+        self.end_store()
+        return self.joins[token]
+
     def join(self, client: str = "c", member_id: str = "", **fields: Any) -> int:
         token = next(self._tokens)
         self.group.join(join_request(client, member_id, **fields), token, self.now_ms)

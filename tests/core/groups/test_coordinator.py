@@ -55,14 +55,19 @@ def offset(number: int = 5, commit_time_ms: int = NOW_MS) -> CommittedOffset:
 
 def commit(subject: Coordinator, group_id: str, topic: str, committed: CommittedOffset) -> None:
     assert subject.check_commit(group_id, -1, "", None, 0) is ErrorCode.none
-    subject.apply([OffsetChange(OffsetKey(group_id, topic, 0), committed)])
+    apply(subject, [OffsetChange(OffsetKey(group_id, topic, 0), committed)])
+
+
+def apply(subject: Coordinator, changes: list[Change]) -> None:
+    """Write changes and let them be committed."""
+    subject.begin_write(changes)
+    subject.end_write(changes, is_committed=True)
 
 
 def join(subject: Coordinator, group_id: str = "g", **fields: Any) -> JoinResult:
     """Join and sync a single member."""
     subject.join(join_request(group_id=group_id, **fields), "join", 0)
-    result = next(effect.result for _, effect in subject.effects if isinstance(effect, JoinReply))
-    subject.effects.clear()
+    (result,) = settle(subject)
     if result.error is not ErrorCode.none:
         return result
     request = SyncRequest(
@@ -83,12 +88,17 @@ def state_of(subject: Coordinator, group_id: str) -> GroupState:
     return subject.groups[group_id].state
 
 
-def settle(subject: Coordinator) -> None:
+def settle(subject: Coordinator) -> list[JoinResult]:
+    """Let all groups be stored; returns the answers to joins."""
+    results = []
     while subject.effects:
         group, effect = subject.effects.pop(0)
         if isinstance(effect, StoreGroup):
             assert group is not None
             subject.stored(group, effect.number, ErrorCode.none, 0)
+        elif isinstance(effect, JoinReply):
+            results.append(effect.result)
+    return results
 
 
 def test_a_session_timeout_out_of_bounds_is_refused() -> None:
@@ -166,7 +176,7 @@ def test_offsets_are_seen_only_when_their_record_is_committed() -> None:
     subject = coordinator()
     assert subject.check_commit("g", -1, "", None, 0) is ErrorCode.none
     assert subject.committed("g") == {}
-    subject.apply([OffsetChange(OffsetKey("g", "t", 0), offset(5))])
+    apply(subject, [OffsetChange(OffsetKey("g", "t", 0), offset(5))])
     assert subject.committed("g")["t", 0].offset == 5
 
 
@@ -178,7 +188,7 @@ def test_a_group_with_members_is_not_deleted() -> None:
     settle(subject)
     changes = subject.delete_group("g")
     assert changes == [GroupRemoval("g")]
-    subject.apply(changes)
+    apply(subject, changes)
     assert subject.groups == {}
     assert subject.delete_group("g") is ErrorCode.group_id_not_found
 
@@ -189,7 +199,7 @@ def test_a_group_is_deleted_with_its_offsets() -> None:
     changes = subject.delete_group("g")
     assert isinstance(changes, list)
     assert OffsetChange(OffsetKey("g", "t", 0), None) in changes
-    subject.apply(changes)
+    apply(subject, changes)
     assert (subject.groups, subject.offsets) == ({}, {})
 
 
@@ -199,7 +209,7 @@ def test_a_group_that_somebody_joined_while_its_deletion_was_written_stays() -> 
     changes = subject.delete_group("g")
     assert isinstance(changes, list)
     join(subject)
-    subject.apply(changes)
+    apply(subject, changes)
     assert "g" in subject.groups
     assert subject.committed("g") == {}
 
@@ -223,16 +233,47 @@ def test_a_deleted_topic_is_forgotten_in_every_group() -> None:
     commit(subject, "a", "t", offset())
     commit(subject, "b", "t", offset())
     commit(subject, "b", "u", offset())
-    subject.apply(subject.forget_topic("t"))
+    changes = subject.offsets_gone(["a", "b", "nobody"], lambda topic, _: topic == "t")
+    assert len(changes) == 2
+    apply(subject, changes)
     assert subject.offsets == {"b": {("u", 0): offset()}}
+
+
+def test_a_commit_that_is_being_written_is_not_swept_away_with_the_one_before() -> None:
+    clock = Clock()
+    subject = coordinator(clock)
+    commit(subject, "g", "t", offset(1))
+    clock.now_ms = NOW_MS + 8 * DAY_MS
+    newer: list[Change] = [OffsetChange(OffsetKey("g", "t", 0), offset(2, clock.now_ms))]
+    subject.begin_write(newer)
+    assert subject.expired(["g"]) == []
+    assert subject.offsets_gone(["g"], lambda _topic, _committed: True) == []
+    subject.end_write(newer, is_committed=True)
+    assert subject.committed("g")["t", 0].offset == 2
+    assert len(subject.offsets_gone(["g"], lambda _topic, _committed: True)) == 1
+
+
+def test_a_commit_that_was_not_committed_leaves_no_trace() -> None:
+    subject = coordinator()
+    lost: list[Change] = [OffsetChange(OffsetKey("g", "t", 0), offset())]
+    assert subject.check_commit("g", -1, "", None, 0) is ErrorCode.none
+    subject.begin_write(lost)
+    subject.end_write(lost, is_committed=False)
+    assert (subject.groups, subject.offsets) == ({}, {})
+
+
+def test_a_group_whose_first_join_is_refused_is_not_kept() -> None:
+    subject = coordinator()
+    assert join(subject, protocols=()).error is ErrorCode.inconsistent_group_protocol
+    assert subject.groups == {}
 
 
 # Expiry (KIP-211).
 
 
 def apply_expired(subject: Coordinator) -> list[Change]:
-    changes = subject.expired()
-    subject.apply(changes)
+    changes = subject.expired(list(subject.groups))
+    apply(subject, changes)
     return changes
 
 
@@ -251,7 +292,7 @@ def test_offsets_of_a_consumer_group_are_kept_until_it_was_empty_for_the_retenti
     clock = Clock()
     subject = coordinator(clock)
     member = join(subject)
-    subject.apply([OffsetChange(OffsetKey("g", "t", 0), offset(commit_time_ms=NOW_MS))])
+    apply(subject, [OffsetChange(OffsetKey("g", "t", 0), offset(commit_time_ms=NOW_MS))])
     clock.now_ms += 30 * DAY_MS
     assert apply_expired(subject) == []
     subject.leave("g", [LeavingMember(member_id=member.member_id)], 0)
@@ -288,7 +329,7 @@ def test_a_coordinator_is_what_its_log_says() -> None:
     subject.replay(encode_group_key("g"), encode_group(driver.stored[-1]))
     subject.replay(encode_group_key("gone"), encode_group(driver.stored[-1]))
     subject.replay(encode_group_key("gone"), None)
-    subject.end_replay(now_ms=0)
+    assert len(list(subject.end_replay(lambda: 0))) == 2
     assert subject.committed("g")["t", 0].offset == 2
     assert set(subject.groups) == {"g", "simple"}
     assert subject.heartbeat("g", member.member_id, None, member.generation, 0) is ErrorCode.none

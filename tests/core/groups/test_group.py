@@ -63,9 +63,53 @@ def test_a_member_that_the_leader_left_out_gets_an_empty_assignment() -> None:
     assert driver.syncs[driver.sync(joined, {})].assignment == b""
 
 
+def test_a_generation_is_told_only_after_its_beginning_was_written_down() -> None:
+    driver = GroupDriver(stores_at_once=False)
+    token = driver.join("c")
+    assert token not in driver.joins
+    assert driver.stored[-1].generation == 1
+    driver.end_store()
+    assert driver.joins[token].generation == 1
+
+
+def test_a_join_that_is_repeated_before_its_generation_was_written_down_is_answered_with_the_next_one() -> None:
+    driver = GroupDriver(stores_at_once=False)
+    first = driver.join("c")
+    (member,) = driver.group.members
+    second = driver.join(member_id=member.member_id)
+    assert driver.joins[first].error is ErrorCode.rebalance_in_progress
+    driver.end_store()
+    assert second not in driver.joins
+    driver.end_store()
+    assert driver.joins[second].generation == 2
+
+
+def test_a_member_that_joins_before_the_generation_was_written_down_is_in_the_next_one() -> None:
+    driver = GroupDriver(stores_at_once=False)
+    first, second = driver.join("a"), driver.join("b")
+    driver.end_store()
+    assert driver.joins == {}
+    driver.end_store()
+    assert driver.joins[first].generation == driver.joins[second].generation == 2
+    assert len(driver.joins[first].members) == 2
+
+
+def test_a_generation_that_cannot_be_written_down_is_told_to_nobody_and_new_members_begin_again() -> None:
+    driver = GroupDriver(stores_at_once=False)
+    old = driver.begun("old")
+    new = driver.join("new")
+    again = driver.join(member_id=old.member_id)
+    driver.end_store(ErrorCode.coordinator_not_available)
+    assert {driver.joins[token].error for token in (new, again)} == {ErrorCode.coordinator_not_available}
+    assert [member.member_id for member in driver.group.members] == [old.member_id]
+    again = driver.join(member_id=old.member_id)
+    driver.end_store()
+    assert driver.joins[again].generation == 3
+
+
 def test_the_assignment_is_told_only_after_it_was_written_down() -> None:
     driver = GroupDriver(stores_at_once=False)
-    joined = driver.joins[driver.join("c")]
+    joined = driver.begun("c")
     token = driver.sync(joined, {joined.member_id: b"x"})
     assert token not in driver.syncs
     assert driver.state() is GroupState.COMPLETING_REBALANCE
@@ -76,7 +120,7 @@ def test_the_assignment_is_told_only_after_it_was_written_down() -> None:
 
 def test_an_assignment_that_cannot_be_written_down_starts_a_new_rebalance() -> None:
     driver = GroupDriver(stores_at_once=False)
-    joined = driver.joins[driver.join("c")]
+    joined = driver.begun("c")
     token = driver.sync(joined, {joined.member_id: b"x"})
     driver.end_store(ErrorCode.coordinator_not_available)
     assert driver.syncs[token].error is ErrorCode.coordinator_not_available
@@ -85,13 +129,15 @@ def test_an_assignment_that_cannot_be_written_down_starts_a_new_rebalance() -> N
 
 def test_a_write_that_ends_after_the_next_generation_began_changes_nothing() -> None:
     driver = GroupDriver(stores_at_once=False)
-    first = driver.joins[driver.join("a")]
+    first = driver.begun("a")
     token = driver.sync(first, {first.member_id: b"old"})
     second = driver.join("b")
     assert driver.syncs[token].error is ErrorCode.rebalance_in_progress
-    again = driver.joins[driver.join(member_id=first.member_id)]
+    rejoin = driver.join(member_id=first.member_id)
     driver.end_store()
     assert driver.state() is GroupState.COMPLETING_REBALANCE
+    driver.end_store()
+    again = driver.joins[rejoin]
     token = driver.sync(again, {first.member_id: b"new", driver.joins[second].member_id: b""})
     driver.end_store()
     assert driver.syncs[token].assignment == b"new"
@@ -99,7 +145,7 @@ def test_a_write_that_ends_after_the_next_generation_began_changes_nothing() -> 
 
 def test_the_leaders_second_sync_replaces_its_first_and_both_are_answered() -> None:
     driver = GroupDriver(stores_at_once=False)
-    joined = driver.joins[driver.join("c")]
+    joined = driver.begun("c")
     first = driver.sync(joined, {joined.member_id: b"x"})
     second = driver.sync(joined, {joined.member_id: b"x"})
     assert driver.syncs[first].error is ErrorCode.rebalance_in_progress
@@ -517,6 +563,31 @@ def test_a_commit_during_a_rebalance_is_taken_until_the_next_generation_begins()
 # Written down and restored.
 
 
+def test_members_join_again_where_a_group_is_restored_that_had_no_assignment_yet() -> None:
+    driver = GroupDriver()
+    leader, follower = driver.stable_members("a", "b")
+    driver.join(member_id=leader.member_id)
+    driver.join(member_id=follower.member_id, protocols=(("range", subscription("t", "u")),))
+    assert driver.state() is GroupState.COMPLETING_REBALANCE
+    told = driver.group.generation
+    restored = GroupDriver(Group.restore(driver.stored[-1], rules(), now_ms=1_000_000))
+    assert restored.state() is GroupState.PREPARING_REBALANCE
+    beat = restored.group.heartbeat(leader.member_id, None, told, restored.now_ms)
+    assert beat is ErrorCode.rebalance_in_progress
+    tokens = [restored.join(member_id=member.member_id) for member in (leader, follower)]
+    assert {restored.joins[token].generation for token in tokens} == {told + 1}
+
+
+def test_members_that_do_not_join_again_in_a_restored_group_are_removed() -> None:
+    driver = GroupDriver()
+    driver.join("a", session_timeout_ms=4 * REBALANCE_MS)
+    restored = GroupDriver(Group.restore(driver.stored[-1], rules(), now_ms=1_000_000))
+    restored.advance(REBALANCE_MS - 1)
+    assert len(restored.group.members) == 1
+    restored.advance(1)
+    assert restored.state() is GroupState.EMPTY
+
+
 def test_members_go_on_with_a_restored_group() -> None:
     driver = GroupDriver()
     leader, follower = driver.stable_members("a", "b")
@@ -524,7 +595,7 @@ def test_members_go_on_with_a_restored_group() -> None:
     assert restored.state() is GroupState.STABLE
     assert restored.heartbeat(leader) is ErrorCode.none
     assert restored.syncs[restored.sync(follower)].assignment == follower.member_id.encode()
-    assert restored.group.to_stored() == driver.stored[-1]
+    assert restored.group.to_stored(is_assigned=True) == driver.stored[-1]
     restored.advance(SESSION_MS)
     assert restored.state() is GroupState.EMPTY
 

@@ -27,7 +27,14 @@ INT32 = st.integers(-(2**31), 2**31 - 1)
 INT64 = st.integers(-(2**63), 2**63 - 1)
 NULLABLE = st.one_of(st.none(), NAMES)
 
-offsets = st.builds(CommittedOffset, offset=INT64, leader_epoch=INT32, metadata=NAMES, commit_time_ms=INT64)
+offsets = st.builds(
+    CommittedOffset,
+    offset=INT64,
+    leader_epoch=INT32,
+    metadata=NAMES,
+    commit_time_ms=INT64,
+    topic_id=st.one_of(st.none(), st.uuids()),
+)
 members = st.builds(
     StoredMember,
     member_id=NAMES,

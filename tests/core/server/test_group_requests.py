@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.core.groups.driver import subscription
-from tests.core.server.harness import RawClient, running_core, seconds, values_of
+from tests.core.server.harness import REPLY_TIMEOUT_S, RawClient, running_core, seconds, values_of
 from tidegate_core.protocol.versions import Api
 from tidegate_wire.kafka.messages import ErrorCode
 
@@ -29,7 +29,20 @@ async def client(tmp_path: Path) -> AsyncIterator[RawClient]:
         RawClient.connect(address) as connected,
     ):
         await connected.create_topic("t", 2)
+        await coordinated(connected)
         yield connected
+
+
+async def coordinated(client: RawClient, *group_ids: str) -> None:
+    """Do what clients do first: ask who keeps the groups, until there is somebody who has read their records."""
+    async with asyncio.timeout(REPLY_TIMEOUT_S):
+        for group_id in group_ids or ("g",):
+            while True:
+                found = await client.ask(Api.FIND_COORDINATOR, 4, key_type=0, coordinator_keys=(group_id,))
+                described = await client.ask(Api.DESCRIBE_GROUPS, 5, groups=(group_id,))
+                if not (found.coordinators[0].error_code or described.groups[0].error_code):
+                    break
+                await asyncio.sleep(0.01)
 
 
 async def join(client: RawClient, group_id: str = "g", version: int = 9, **fields: Any) -> Any:
@@ -103,6 +116,7 @@ async def test_two_members_share_a_generation(tmp_path: Path) -> None:
         RawClient.connect(address) as one,
         RawClient.connect(address) as two,
     ):
+        await coordinated(one)
         first, second = await asyncio.gather(join(one, version=3), join(two, version=3))
         assert first.generation_id == second.generation_id == 1
         assert first.leader == second.leader
@@ -114,6 +128,7 @@ async def test_a_member_whose_connection_is_gone_is_removed_in_the_end(tmp_path:
         running_core(tmp_path, group_initial_delay_ms=0, group_session_timeout_min_ms=100) as address,
         RawClient.connect(address) as stays,
     ):
+        await coordinated(stays)
         async with RawClient.connect(address) as goes:
             await join_and_sync(goes, session_timeout=seconds(0.2))
         joined = await join(stays, session_timeout=seconds(0.2))
@@ -168,10 +183,27 @@ async def test_only_members_of_this_generation_commit_for_a_group_that_has_membe
     assert await committed(client) == {("t", 0): 5}
 
 
-async def test_offsets_of_a_deleted_topic_are_forgotten(client: RawClient) -> None:
+async def test_offsets_of_a_deleted_topic_are_not_those_of_another_one_of_its_name(client: RawClient) -> None:
     await commit(client, 5)
     await client.ask(Api.DELETE_TOPICS, 6, topics=[{"name": "t"}])
     assert await committed(client) == {}
+    await client.create_topic("t", 2)
+    assert await committed(client) == {}
+    assert await commit(client, 2) is ErrorCode.none
+    assert await committed(client) == {("t", 0): 2}
+
+
+async def test_groups_are_not_here_before_anybody_asked_who_keeps_them(tmp_path: Path) -> None:
+    async with running_core(tmp_path) as address, RawClient.connect(address) as client:
+        response = await client.ask(Api.HEARTBEAT, 4, group_id="g", generation_id=1, member_id="m")
+        assert response.error_code is ErrorCode.not_coordinator
+        response = await client.ask(Api.LIST_GROUPS, 5)
+        assert (response.error_code, response.groups) == (ErrorCode.none, ())
+        asked = [client.send(Api.FIND_COORDINATOR, 4, key_type=0, coordinator_keys=("g", "h")) for _ in range(3)]
+        for sent in asked:
+            for coordinator in (await client.receive(sent)).coordinators:
+                assert coordinator.error_code in (ErrorCode.none, ErrorCode.coordinator_not_available)
+        await coordinated(client, "g", "h")
 
 
 async def test_offsets_are_deleted_where_nobody_reads(client: RawClient) -> None:
@@ -248,6 +280,7 @@ async def test_a_static_member_starts_again_without_a_rebalance(client: RawClien
 async def test_groups_and_offsets_go_on_after_a_restart(tmp_path: Path) -> None:
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
         await client.create_topic("t")
+        await coordinated(client, "g", "deleted")
         joined = await join_and_sync(client)
         ids = {"generation_id_or_member_epoch": joined.generation_id, "member_id": joined.member_id}
         for offset in range(1, 6):
@@ -255,6 +288,7 @@ async def test_groups_and_offsets_go_on_after_a_restart(tmp_path: Path) -> None:
         await commit(client, 9, group_id="deleted")
         await client.ask(Api.DELETE_GROUPS, 2, groups_names=("deleted",))
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
+        await coordinated(client, "g", "deleted")
         beat = {"group_id": "g", "generation_id": joined.generation_id, "member_id": joined.member_id}
         assert (await client.ask(Api.HEARTBEAT, 4, **beat)).error_code is ErrorCode.none
         assert await committed(client) == {("t", 0): 5}
@@ -271,16 +305,18 @@ async def test_the_offsets_topic_can_be_read_like_any_other(tmp_path: Path) -> N
         RawClient.connect(address) as client,
     ):
         await client.create_topic("t")
+        await coordinated(client)
         await commit(client, 5)
         part = await client.fetch("__consumer_offsets", 0)
         (value,) = values_of(part.records)
         assert value is not None
-        assert value[:10] == b"\0\3" + (5).to_bytes(8, "big")
+        assert value[:10] == b"\0\4" + (5).to_bytes(8, "big")
 
 
 async def test_a_damaged_partition_of_the_offsets_topic_takes_down_its_groups_only(tmp_path: Path) -> None:
     async with running_core(tmp_path, offsets_partitions=2) as address, RawClient.connect(address) as client:
         await client.create_topic("t")
+        await coordinated(client, "a", "b")
         for group_id in ("a", "b"):
             await commit(client, 5, group_id=group_id)
     segment = next((tmp_path / "data" / "__consumer_offsets-1").glob("*.log"))
@@ -289,6 +325,7 @@ async def test_a_damaged_partition_of_the_offsets_topic_takes_down_its_groups_on
     content[40] ^= 0xFF
     segment.write_bytes(content)
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
+        await coordinated(client, "b")
         response = await client.ask(Api.FIND_COORDINATOR, 4, key_type=0, coordinator_keys=("a", "b"))
         codes = {coordinator.key: coordinator.error_code for coordinator in response.coordinators}
         assert codes == {"a": ErrorCode.coordinator_not_available, "b": ErrorCode.none}
@@ -297,10 +334,14 @@ async def test_a_damaged_partition_of_the_offsets_topic_takes_down_its_groups_on
 async def test_a_missing_partition_of_the_offsets_topic_does_not_move_the_groups_of_others(tmp_path: Path) -> None:
     async with running_core(tmp_path, offsets_partitions=3) as address, RawClient.connect(address) as client:
         await client.create_topic("t")
+        await coordinated(client, "a", "b", "c")
         for group_id in ("a", "b", "c"):  # in the partitions 1, 2 and 0
             await commit(client, 5, group_id=group_id)
     (tmp_path / "data" / "__consumer_offsets-1").rename(tmp_path / "gone")
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
+        await coordinated(client, "b", "c")
         assert await committed(client, "b") == await committed(client, "c") == {("t", 0): 5}
         response = await client.ask(Api.OFFSET_FETCH, 8, groups=[{"group_id": "a", "topics": None}])
-        assert response.groups[0].error_code is ErrorCode.coordinator_not_available
+        assert response.groups[0].error_code is ErrorCode.not_coordinator
+        response = await client.ask(Api.FIND_COORDINATOR, 4, key_type=0, coordinator_keys=("a",))
+        assert response.coordinators[0].error_code is ErrorCode.coordinator_not_available
