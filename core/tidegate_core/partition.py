@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -38,12 +39,15 @@ from tidegate_core.log.identity import PartitionIdentity, load_identity, write_i
 from tidegate_core.log.log import Log, SyncJob
 from tidegate_core.log.partition_snapshot import PartitionSnapshot
 from tidegate_core.log.recovery import create_log, open_log
-from tidegate_core.log.segment import LogPosition
+from tidegate_core.log.segment import LogPosition, Segment
 from tidegate_core.log.snapshots import load_snapshot, remove_snapshots, write_snapshot
 from tidegate_core.producers import ProducerStates, WrittenBatch
 from tidegate_core.raft.messages import ReplicaKey
 from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
 from tidegate_wire.records import BatchError, BatchHeader, check_batch, iter_batches, stamp, stamp_log_append_time
+
+ENDS_KEPT: Final = 4096
+"""Ends of batches that are not committed yet and whose places are remembered: more are looked up in the index."""
 
 _logger = structlog.get_logger()
 
@@ -96,6 +100,7 @@ class Partition:
         "_ends",
         "_flusher",
         "_high_watermark",
+        "_high_watermark_at",
         "_is_checkpointing",
         "_now_ms",
         "_read_waits",
@@ -152,9 +157,10 @@ class Partition:
         """Called when `failure` is set."""
         self._now_ms = now_ms
         self._flusher = flusher
-        start = log.segments[0]
-        self._high_watermark = LogPosition(log.log_start_offset, start.base_offset, 0)
-        self._ends: deque[LogPosition] = deque()
+        self._high_watermark = log.log_start_offset
+        self._high_watermark_at: LogPosition | None = None
+        """Its place in the log, once that is known."""
+        self._ends: deque[LogPosition] = deque(maxlen=ENDS_KEPT)
         """Where the batches end that are not committed, as far as this process wrote them."""
         self._committed_waits: list[tuple[Offset, int, asyncio.Future[None]]] = []
         self._synced_waits: list[tuple[Offset, int, asyncio.Future[None]]] = []
@@ -248,7 +254,7 @@ class Partition:
     @property
     def high_watermark(self) -> Offset:
         """One after the last record that is safe; what a consumer may read is below."""
-        return self._high_watermark.offset
+        return self._high_watermark
 
     @property
     def last_epoch(self) -> LeaderEpoch:
@@ -422,11 +428,11 @@ class Partition:
             StorageFailed: it can't, because the disk failed.
             PartitionClosed: the partition was deleted or closed before.
         """
-        if self.failure is not None and self._high_watermark.offset < offset:
+        if self.failure is not None and self._high_watermark < offset:
             raise self.failure.with_traceback(None)
         if not self.is_leader:
             raise self._not_leader()
-        if self._high_watermark.offset >= offset:
+        if self._high_watermark >= offset:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heappush(self._committed_waits, (offset, next(self._wait_numbers), future))
@@ -465,7 +471,7 @@ class Partition:
 
     def set_high_watermark(self, offset: Offset) -> None:
         """Everything before `offset` is committed: answer who waits for it. Never falls."""
-        if offset <= self._high_watermark.offset:
+        if offset <= self._high_watermark:
             return
         assert offset <= self.log.log_end_offset
         ends = self._ends
@@ -476,9 +482,8 @@ class Partition:
         else:
             while ends and ends[0].offset <= offset:
                 position = ends.popleft()
-            if position is None or position.offset != offset:
-                position = self.log.position_at(offset)
-        self._high_watermark = position
+        self._high_watermark = offset
+        self._high_watermark_at = position if position is not None and position.offset == offset else None
         _resolve(self._committed_waits, offset)
         if self._read_waits:
             for wait in [wait for wait in self._read_waits if wait.offset < offset]:
@@ -493,7 +498,7 @@ class Partition:
             DiskFull, StorageFailed, StorageError: it could not be done.
         """
         assert not self.is_leader
-        assert offset >= self._high_watermark.offset, "what is committed is never cut"
+        assert offset >= self._high_watermark, "what is committed is never cut"
         try:
             self.log.truncate_to(offset)
             end = self.log.log_end_offset
@@ -540,7 +545,7 @@ class Partition:
         self.producers = snapshot.producers
         self.synced_offset = offset
         self._ends.clear()
-        self._high_watermark = self.log.end
+        self._high_watermark, self._high_watermark_at = offset, None
 
     def snapshot(self) -> bytes:
         """What a follower needs that is behind the log's start: who wrote, who votes, what the app made of it.
@@ -554,7 +559,7 @@ class Partition:
             offset=start,
             leader_epochs=tuple(entry for entry in self.log.epochs.entries if entry[1] <= start),
             voters=self.log.voter_sets.at(start),
-            producers=self.producers.committed(self._high_watermark.offset),
+            producers=self.producers.committed(self._high_watermark),
             app_state=app_state[1] if app_state is not None and app_state[0] == start else None,
         ).encode()
 
@@ -572,8 +577,8 @@ class Partition:
             PartitionClosed: deleted, or shutting down.
         """
         self._check_open()
-        buffers = tuple(self.log.read(offset, bytes_max, self._high_watermark))
-        return ReadResult(buffers, sum(map(len, buffers)), self._high_watermark.offset, self.log.log_start_offset)
+        buffers = tuple(self.log.read(offset, bytes_max, self._committed_end()))
+        return ReadResult(buffers, sum(map(len, buffers)), self._high_watermark, self.log.log_start_offset)
 
     def read_for_replica(self, offset: Offset, bytes_max: int) -> tuple[bytes, ...]:
         """As `read`, but up to the log's end: a follower may have what is not committed yet.
@@ -590,7 +595,7 @@ class Partition:
         If that is so already, it is called before this returns. It must not block and must not raise.
         """
         wait = ReadWait(offset, callback, self._read_waits)
-        if self._high_watermark.offset > offset or self.failure is not None or not self.is_leader:
+        if self._high_watermark > offset or self.failure is not None or not self.is_leader:
             callback()
         else:
             self._read_waits[wait] = None
@@ -605,7 +610,7 @@ class Partition:
             PartitionClosed: deleted, or shutting down.
         """
         self._check_open()
-        return self.log.offset_for_time(time_ms, self._high_watermark)
+        return self.log.offset_for_time(time_ms, self._committed_end())
 
     def offset_of_latest_time(self) -> tuple[Offset, int] | None:
         """The record with the largest timestamp (ListOffsets -3, KIP-734): its offset and time.
@@ -616,7 +621,7 @@ class Partition:
             PartitionClosed: deleted, or shutting down.
         """
         self._check_open()
-        return self.log.offset_of_latest_time(self._high_watermark)
+        return self.log.offset_of_latest_time(self._committed_end())
 
     def end_offset_for_epoch(self, epoch: LeaderEpoch) -> tuple[LeaderEpoch, Offset]:
         """The largest epoch at or below `epoch` and where it ends (KIP-101, KIP-279); (-1, -1) if there is none."""
@@ -634,8 +639,8 @@ class Partition:
             DiskFull, StorageFailed, PartitionClosed: it was not done.
         """
         self._check_open()
-        if offset > self._high_watermark.offset:
-            raise OffsetOutOfRange(f"offset {offset} is above the high watermark, {self._high_watermark.offset}")
+        if offset > self._high_watermark:
+            raise OffsetOutOfRange(f"offset {offset} is above the high watermark, {self._high_watermark}")
         self.log.delete_before(offset)
         return self.log.log_start_offset
 
@@ -644,6 +649,17 @@ class Partition:
         self._fail(PartitionClosed(f"{self.topic}-{self.index} is closed", hint="ask for the partition's leader again"))
         self.is_closed = True
         self.log.close()
+
+    def swap_in(self, new: Segment, bases: Sequence[Offset]) -> bool:
+        """Let a compacted segment take the place of others; see `Log.swap_in`."""
+        self._high_watermark_at = None
+        return self.log.swap_in(new, bases)
+
+    def _committed_end(self) -> LogPosition:
+        position = self._high_watermark_at
+        if position is None:
+            position = self._high_watermark_at = self.log.position_at(self._high_watermark)
+        return position
 
     def _check_open(self) -> None:
         if self.is_closed:
@@ -673,7 +689,7 @@ class Partition:
                 self.log.directory,
                 self.log.log_end_offset,
                 self.producers.copy(),
-                committed=self._high_watermark.offset,
+                committed=self._high_watermark,
             )
         job = self.log.begin_sync(write)
         if write is not None:

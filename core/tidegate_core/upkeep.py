@@ -75,7 +75,7 @@ async def compact_partition(partition: Partition, files: OpenFiles, now_ms: int)
     save_state(log.directory, load_state(log.directory))  # from here on the log may have gaps, and says so
     for new in cleaned:
         try:
-            is_swapped = log.swap_in(_as_segment(partition, files, new), new.bases)
+            is_swapped = partition.swap_in(_as_segment(partition, files, new), new.bases)
         except OSError:
             partition.close()  # which files stand where is not known; the next start finishes the swap
             raise

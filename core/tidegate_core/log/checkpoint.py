@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,15 @@ class Checkpoint:
 
     def encode(self) -> bytes:
         """As the file holds it: JSON behind a seal, so that a person can read it."""
-        return seal(_KIND, json.dumps(asdict(self)).encode() + b"\n")
+        point = self.recovery_point
+        fields = {
+            "log_start_offset": self.log_start_offset,
+            "recovery_point": None if point is None else point._asdict(),
+            "leader_epochs": self.leader_epochs,
+            "segment_created_ms": self.segment_created_ms,
+            "voter_sets": self.voter_sets,
+        }
+        return seal(_KIND, json.dumps(fields).encode() + b"\n")
 
     @classmethod
     def decode(cls, data: bytes) -> Checkpoint:

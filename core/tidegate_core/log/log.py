@@ -310,7 +310,7 @@ class Log:
         return buffers
 
     def position_at(self, offset: Offset) -> LogPosition:
-        """Where the batches end that end at or before `offset`, which is in the log.
+        """The place of `offset`, which is in the log: behind all batches that end at or before it.
 
         Raises:
             PartitionDamaged: the batches on the way are not what was written.
@@ -320,7 +320,7 @@ class Log:
             return self.end
         segment = self.segments[bisect_right(self._bases, offset) - 1]
         try:
-            return segment.position_after(offset)
+            return LogPosition(offset, segment.base_offset, segment.position_after(offset).byte)
         except OSError as error:
             raise storage_error(error, f"{segment.path} can't be read") from error
 

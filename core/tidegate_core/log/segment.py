@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
@@ -49,9 +48,11 @@ def segment_path(directory: Path, base_offset: int) -> Path:
     return directory / f"{base_offset:020d}{SEGMENT_SUFFIX}"
 
 
-@dataclass(frozen=True, slots=True)
-class LogPosition:
-    """A place between two batches: the next offset, and the byte in a segment where it will be written."""
+class LogPosition(NamedTuple):
+    """A place between two batches: the next offset, and the byte in a segment where it will be written.
+
+    A tuple, because each append makes one.
+    """
 
     offset: Offset
     segment_base: Offset

@@ -79,7 +79,11 @@ async def produce(partition: Partition, producer_id: int, seed: int, batches_max
 async def main(path: Path, seed: int, batches_max: int) -> None:
     data_dir = DataDir.claim(path, node_id=NODE)
     async with await LogManager.open(data_dir, config_of=lambda topic: CONFIG) as manager:
-        partition = manager.partitions.get(("events", 0)) or manager.create("events", 0, CONFIG, TOPIC_ID, ALONE)
+        try:
+            partition = manager.partitions.get(("events", 0)) or manager.create("events", 0, CONFIG, TOPIC_ID, ALONE)
+        except PartitionError as error:
+            say(failed=type(error).__name__)
+            return
         lead_alone(partition)
         say(opened=partition.log_end_offset)
         await asyncio.gather(*(produce(partition, number, seed, batches_max) for number in range(PRODUCERS)))
