@@ -221,6 +221,24 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeOffsetsTopic:
+    """`__consumer_offsets` is needed, and is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeProducerIds:
+    """Asks for producer ids that nobody was ever given."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerIds:
+    """These `count` ids from `first` on."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
     """A client's request frame, without its length, passed on to the controller."""
 
@@ -247,4 +265,4 @@ class Refused:
 PeerRequest = (
     Hello | Votes | BeginEpochs | EndEpochs | Leaderships | ReplicaFetch | SnapshotFetch | Register | Moved | Forward
 )
-PeerResponse = Welcome | VoteAnswers | Done | ReplicaFetched | SnapshotFetched | Forwarded | Refused
+PeerResponse = Welcome | VoteAnswers | Done | ReplicaFetched | SnapshotFetched | ProducerIds | Forwarded | Refused
