@@ -195,6 +195,20 @@ class Cluster:
         wait_until(lambda: partition in self.leaders(topic), SERVES_TIMEOUT_S, f"{topic}-{partition} has a leader")
         return self.leaders(topic)[partition]
 
+    def controller(self) -> int:
+        """Who leads the metadata, as most of the nodes that answer say; waited for."""
+        found = -1
+
+        def is_known() -> bool:
+            nonlocal found
+            views = [self.view(node_id, "") for node_id in self.running() if node_id not in self._frozen]
+            told = [view.controller for view in views if view is not None]
+            found = max(told, key=told.count, default=-1)
+            return found >= 0 and told.count(found) * 2 > len(self.node_ids)
+
+        wait_until(is_known, SERVES_TIMEOUT_S, "most nodes know the controller")
+        return found
+
     def wait_serving(
         self, topic: str, partitions: int, timeout_s: float = SERVES_TIMEOUT_S, *, without: Iterable[int] = ()
     ) -> None:

@@ -34,7 +34,7 @@ class PowerCutDisks:
         self.paths = {number: self._root / f"disk-{number}" for number in range(1, count + 1)}
 
     def __enter__(self) -> Self:
-        for program in ("mkfs.xfs", "mkfs.ext4", "losetup"):
+        for program in ("mkfs.xfs", "mkfs.ext4"):
             require_peer(program)
         _unmount_leftovers()
         with ExitStack() as stack:
