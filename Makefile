@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint bench clean
+.PHONY: demo test faults check lint bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tidegate needs Python >= 3.11; set PYTHON=/path/to/python3.11")'
@@ -21,6 +21,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Each fault of a cluster ROUNDS times, and a table of what came of it.
+ROUNDS ?= 20
+faults: .venv/installed
+	mkdir -p build && rm -f build/faults.jsonl
+	TIDEGATE_FAULT_ROUNDS=$(ROUNDS) TIDEGATE_FAULT_REPORT=build/faults.jsonl $(BIN)/pytest tests/faults -k test_cluster; \
+	status=$$?; $(BIN)/python -m tests.faults.report build/faults.jsonl; exit $$status
 
 check: lint test
 
