@@ -17,10 +17,9 @@ from tidegate_core.log_manager import LogManager
 from tidegate_core.membership import ClusterOffsetsTopic, Membership
 from tidegate_core.metadata.assignments import METADATA_CONFIG, config_before_metadata
 from tidegate_core.metadata.controller import Controller, ControllerRules
-from tidegate_core.metadata.controller_link import ControllerLink
 from tidegate_core.metadata.image import Changes, NodeInfo
 from tidegate_core.metadata.metadata_log import MetadataLog
-from tidegate_core.metadata.producer_ids import ProducerIds
+from tidegate_core.metadata.producer_ids import ProducerIdSource
 from tidegate_core.node import Node
 from tidegate_core.partition import Partition
 from tidegate_core.raft.replica import Timing
@@ -115,14 +114,14 @@ class ClusterNode:
                 network=network,
                 voters=voters,
                 default_settings=settings.topic_defaults,
+                offsets_partitions=settings.offsets_partitions,
                 answer_client=answer_client,
             )
             stack.push_async_callback(membership.close)
-            link = ControllerLink(controller, replicas.leaders, membership.forward)
             groups = GroupService(
                 _group_rules(settings, random, clock_ms),
                 _group_limits(settings),
-                ClusterOffsetsTopic(metadata.image, replicas.leaders, link, settings.offsets_partitions),
+                ClusterOffsetsTopic(membership, replicas.leaders),
                 metadata.image.is_deleted,
             )
             stack.push_async_callback(groups.close)
@@ -141,8 +140,8 @@ class ClusterNode:
                 groups=groups,
                 advertised=advertised,
                 clock_ms=clock_ms,
-                link=link,
-                producer_ids=ProducerIds(link.allocate_producer_ids),
+                producer_ids=ProducerIdSource(membership.take_producer_ids),
+                forward=membership.forward,
             )
             peer = voters.get(node_id, advertised)
             info = NodeInfo(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tidegate_core.groups.service import GroupService
 from tidegate_core.log_manager import LogManager
 from tidegate_core.metadata.controller import Controller
-from tidegate_core.metadata.controller_link import ControllerLink
 from tidegate_core.metadata.image import MetadataImage
-from tidegate_core.metadata.producer_ids import ProducerIds
+from tidegate_core.metadata.producer_ids import ProducerIdSource
 from tidegate_core.partition import Partition
 from tidegate_core.protocol.error_codes import KafkaError
 from tidegate_core.replication.caretaker import Caretaker
@@ -40,9 +39,15 @@ class Node:
     """Where clients are told to connect to."""
     clock_ms: Callable[[], int]
     """Unix time."""
-    link: ControllerLink
-    """The way to the controller."""
-    producer_ids: ProducerIds
+    producer_ids: ProducerIdSource
+    forward: Callable[[bytes | memoryview, str, float], Awaitable[bytes | memoryview]]
+    """Passes a client's request frame (without its length), from a host, on to the controller, and returns the frame of
+    its answer (with it); the last argument is for how long that may take, in seconds.
+
+    Raises:
+        KafkaError: NOT_CONTROLLER: nobody is known to be it, and nothing was done. REQUEST_TIMED_OUT: it did not
+            answer, and nobody knows what it did.
+    """
 
     @property
     def leaders(self) -> LeaderDirectory:
@@ -91,3 +96,5 @@ class Client:
     host: str
     api_version: int
     """Of the request, where its fields alone do not say what the client understands."""
+    refusal: KafkaError | None = None
+    """Why the controller can't be asked, if it would have to be and can't."""

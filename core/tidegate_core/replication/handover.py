@@ -37,7 +37,7 @@ async def hand_over(replicas: ReplicaManager, hosted: HostedReplica, to: NodeId 
         _log.info("hand_over_hurried", topic=partition.topic, partition=partition.index, reason=repr(error))
     finally:
         partition.is_draining = False
-    if not replica.is_leader or replica.epoch != epoch:
+    if (hosted.standing[0], replica.epoch) != (True, epoch):
         return True
     if to is not None and not replicas.has_everything(hosted, to):
         return False

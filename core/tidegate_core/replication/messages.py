@@ -263,6 +263,17 @@ class Refused:
 
 
 PeerRequest = (
-    Hello | Votes | BeginEpochs | EndEpochs | Leaderships | ReplicaFetch | SnapshotFetch | Register | Moved | Forward
+    Hello
+    | Votes
+    | BeginEpochs
+    | EndEpochs
+    | Leaderships
+    | ReplicaFetch
+    | SnapshotFetch
+    | Register
+    | Moved
+    | MakeOffsetsTopic
+    | TakeProducerIds
+    | Forward
 )
 PeerResponse = Welcome | VoteAnswers | Done | ReplicaFetched | SnapshotFetched | ProducerIds | Forwarded | Refused
