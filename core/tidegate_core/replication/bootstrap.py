@@ -38,6 +38,9 @@ ALIVE_S: Final = 3.0
 DUPLICATE_TRIES: Final = 2 * round(ALIVE_S / POLL_S)
 """How often a node asks again that is told its id is taken: what it replaces may have died just now."""
 
+GREETED_MAX: Final = 1000
+"""Nodes whose greeting is remembered; more than there are in a cluster."""
+
 _log = structlog.get_logger()
 
 
@@ -81,6 +84,8 @@ class Greeter:
         self._incarnation = incarnation
         self._heard = heard
         self._clock_s = clock_s
+        self._greeted: dict[NodeId, tuple[UUID, float]] = {}
+        """As `heard`, of nodes that have no cluster yet, so that two under one id don't found one each."""
 
     def hello(self, message: Hello) -> Welcome | Refused:
         """Who this node is, or why the other one may not be here."""
@@ -100,11 +105,14 @@ class Greeter:
                 ErrorCode.inconsistent_voter_set,
                 f"the voters are {_listed(mine)}, not {_listed(sorted(message.voters))}",
             )
-        directory_id, at_s = self._heard.get(message.node_id, (message.directory_id, 0.0))
-        if directory_id != message.directory_id and self._clock_s() - at_s < ALIVE_S:
+        if self._is_taken(message):
             return Refused(
                 ErrorCode.duplicate_broker_registration, f"another node with the id {message.node_id} is running"
             )
+        self._greeted.pop(message.node_id, None)
+        self._greeted[message.node_id] = message.directory_id, self._clock_s()
+        if len(self._greeted) > GREETED_MAX:
+            del self._greeted[next(iter(self._greeted))]
         return Welcome(
             cluster_id=me.cluster_id,
             node_id=me.node_id,
@@ -112,6 +120,13 @@ class Greeter:
             incarnation=self._incarnation,
             founders=me.founders,
         )
+
+    def _is_taken(self, message: Hello) -> bool:
+        for known in (self._heard, self._greeted):
+            directory_id, at_s = known.get(message.node_id, (message.directory_id, 0.0))
+            if directory_id != message.directory_id and self._clock_s() - at_s < ALIVE_S:
+                return True
+        return False
 
 
 def _listed(nodes: list[NodeId]) -> str:
@@ -126,16 +141,17 @@ async def find_cluster(
     incarnation: UUID,
     new_cluster_id: Callable[[], str],
 ) -> None:
-    """Return when the node belongs to a cluster, and every voter that could be asked agrees that it does.
+    """Return when the node belongs to a cluster; if it begins one, when most voters belong to it.
 
     Raises:
-        DataDirError: the data directory belongs to another cluster.
-        ConfigError: the id is taken, or the other nodes were told of other voters.
+        DataDirError: the data directory belongs to another cluster, or the voters to several.
+        ConfigError: the id is taken, or the cluster or the other nodes have other voters.
         OSError: the data directory can't be written.
     """
+    _check_voters(identity, voters)
     others = [voter for voter in voters if voter != identity.node_id]
     loop = asyncio.get_running_loop()
-    progress_s, tries = loop.time() + PROGRESS_S, 0
+    progress_s, tries, begins = loop.time() + PROGRESS_S, 0, False
     while True:
         hello = Hello(
             cluster_id=identity.cluster_id,
@@ -144,19 +160,46 @@ async def find_cluster(
             incarnation=incarnation,
             voters=voters,
         )
-        answers = await asyncio.gather(*(_ask(network, voter, hello) for voter in others))
-        welcomes = [answer for answer in answers if isinstance(answer, Welcome)]
+        # A new node asks at its own address too: if another process is there, that one has its id.
+        asked = voters if others and identity.cluster_id is None else others
+        answers = await asyncio.gather(*(_ask(network, voter, hello) for voter in asked))
+        welcomes = [answer for answer in answers if isinstance(answer, Welcome) and answer.node_id != identity.node_id]
         refusals = [answer for answer in answers if isinstance(answer, PeerRefused)]
-        if refusals:
+        if any(refusal.error is ErrorCode.duplicate_broker_registration for refusal in refusals):
             tries += 1
-            _check_refusals(refusals, identity, is_last=tries > DUPLICATE_TRIES)
-        elif identity.cluster_id is not None or _decide(identity, voters, welcomes, new_cluster_id):
-            return
+            if tries > DUPLICATE_TRIES:
+                raise ConfigError(
+                    f"node id {identity.node_id} is taken: {refusals[0]}",
+                    hint="give each node its own --node-id and --data-dir",
+                )
+        else:
+            _check_refusals(refusals, is_outvoted=_is_majority_of_one_cluster(identity, voters, welcomes))
+            if identity.cluster_id is None:
+                begins = _decide(identity, voters, welcomes, new_cluster_id)
+            # Who began a cluster goes on asking until others belong to it: they hold its id for taken meanwhile.
+            is_agreed = _is_majority_of_one_cluster(identity, voters, welcomes)
+            if identity.cluster_id is not None and (is_agreed or not begins):
+                return
         if loop.time() >= progress_s:
             progress_s = loop.time() + PROGRESS_S
-            silent = [voter for voter, answer in zip(others, answers, strict=True) if not isinstance(answer, Welcome)]
-            _log.info("waiting_for_voters", node_id=identity.node_id, silent=silent)
+            heard = {welcome.node_id for welcome in welcomes}
+            _log.info(
+                "waiting_for_voters",
+                node_id=identity.node_id,
+                silent=[voter for voter in others if voter not in heard],
+                refused_by=[str(refusal) for refusal in refusals],
+            )
         await asyncio.sleep(POLL_S)
+
+
+def _check_voters(identity: Identity, voters: tuple[NodeId, ...]) -> None:
+    """A log that has to be made anew would begin with the voters that this node is told of."""
+    began_with = sorted(node for node, _ in identity.founders)
+    if identity.cluster_id is not None and began_with != sorted(voters):
+        raise ConfigError(
+            f"cluster {identity.cluster_id} began with the voters {_listed(began_with)}, not {_listed(sorted(voters))}",
+            hint="give every node the --voters that the cluster began with",
+        )
 
 
 async def _ask(network: PeerNetwork, voter: NodeId, hello: Hello) -> Welcome | PeerRefused | None:
@@ -173,23 +216,35 @@ async def _ask(network: PeerNetwork, voter: NodeId, hello: Hello) -> Welcome | P
     return answer
 
 
-def _check_refusals(refusals: list[PeerRefused], identity: Identity, *, is_last: bool) -> None:
+def _is_majority_of_one_cluster(identity: Identity, voters: tuple[NodeId, ...], welcomes: list[Welcome]) -> bool:
+    """Whether most of the voters, this node among them, belong together: whoever disagrees is the odd one then."""
+    cluster_ids = [welcome.cluster_id for welcome in welcomes]
+    if identity.node_id in voters:
+        cluster_ids.append(identity.cluster_id)
+    return any(cluster_id and cluster_ids.count(cluster_id) > len(voters) // 2 for cluster_id in cluster_ids)
+
+
+def _check_refusals(refusals: list[PeerRefused], *, is_outvoted: bool) -> None:
     for refusal in refusals:
         if refusal.error is ErrorCode.inconsistent_cluster_id:
-            raise DataDirError(str(refusal), hint="check --data-dir and --voters")
-        if refusal.error is ErrorCode.inconsistent_voter_set:
-            raise ConfigError(str(refusal), hint="give every node of the cluster the same --voters")
-    if is_last:
-        raise ConfigError(
-            f"node id {identity.node_id} is taken: {refusals[0]}",
-            hint="give each node its own --node-id and --data-dir",
-        )
+            error: DataDirError | ConfigError = DataDirError(str(refusal), hint="check --data-dir and --voters")
+        elif refusal.error is ErrorCode.inconsistent_voter_set:
+            error = ConfigError(str(refusal), hint="give every node of the cluster the same --voters")
+        else:
+            continue  # it may answer later
+        if not is_outvoted:
+            raise error
+        _log.warning("voter_disagrees", reason=str(refusal), hint=error.hint)
 
 
 def _decide(
     identity: Identity, voters: tuple[NodeId, ...], welcomes: list[Welcome], new_cluster_id: Callable[[], str]
 ) -> bool:
-    """Join a cluster that somebody has, or begin one if nobody does; says whether the node belongs to one now."""
+    """Join a cluster that somebody has, or begin one if all are there and nobody has; says whether it begins one."""
+    known = {welcome.cluster_id: welcome.node_id for welcome in welcomes if welcome.cluster_id is not None}
+    if len(known) > 1:
+        belongings = ", ".join(f"node {node} to {cluster_id}" for cluster_id, node in known.items())
+        raise DataDirError(f"the voters belong to different clusters: {belongings}", hint="check their --data-dir")
     for welcome in welcomes:
         if welcome.cluster_id is not None:
             founders = tuple(welcome.founders)
@@ -197,7 +252,7 @@ def _decide(
             is_founder = (identity.node_id, identity.directory_id) in founders
             identity.found(welcome.cluster_id, founders, is_replacement=is_voter and not is_founder)
             _log.info("cluster_joined", cluster_id=welcome.cluster_id, node_id=identity.node_id, is_founder=is_founder)
-            return True
+            return False
     if len(welcomes) == len(voters) - 1 and identity.node_id == min(voters):
         others = ((welcome.node_id, welcome.directory_id) for welcome in welcomes)
         founders = ((identity.node_id, identity.directory_id), *others)

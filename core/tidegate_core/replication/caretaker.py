@@ -12,7 +12,8 @@ from tidegate_core.errors import PartitionError
 from tidegate_core.raft.messages import ReplicaKey
 from tidegate_core.replication.handover import hand_over
 from tidegate_core.replication.hosted import HostedReplica
-from tidegate_core.replication.messages import METADATA_KEY, Moved
+from tidegate_core.replication.messages import METADATA_KEY, ElectPreferred, Lane, Moved
+from tidegate_core.replication.peers import PeerError, PeerNetwork, PeerRefused
 from tidegate_core.replication.reassignment import Finished, HandOver, SetVoters, next_step
 from tidegate_core.replication.replicas import ReplicaManager
 from tidegate_wire.identifiers import NodeId
@@ -40,11 +41,13 @@ class Caretaker:
     def __init__(
         self,
         replicas: ReplicaManager,
+        network: PeerNetwork,
         *,
         target: Callable[[ReplicaKey], tuple[NodeId, ...] | None],
         moved: Callable[[Moved], Awaitable[None]],
     ) -> None:
         self._replicas = replicas
+        self._network = network
         self._target = target
         self._moved = moved
         self._task = asyncio.create_task(self._run(), name="caretaker")
@@ -109,8 +112,26 @@ class Caretaker:
         if replicas.is_in_step(hosted, preferred) and replicas.is_heard(preferred):
             self._hand_over(hosted, preferred)
 
-    async def elect_preferred(self, hosted: HostedReplica) -> ErrorCode:
-        """Let the preferred replica lead (ElectLeaders)."""
+    async def elect_preferred(self, key: ReplicaKey) -> ErrorCode:
+        """Let the preferred replica of a partition lead, wherever it is led now (ElectLeaders)."""
+        leadership = self._replicas.leaders.get(key)
+        if leadership is None:
+            return ErrorCode.leader_not_available
+        if leadership.leader == self._replicas.node_id:
+            return await self.give_back(key)
+        try:
+            await self._network.request(leadership.leader, Lane.FORWARD, ElectPreferred(key), 2 * HAND_OVER_TIMEOUT_S)
+        except PeerRefused as error:
+            return error.error
+        except PeerError:
+            return ErrorCode.leader_not_available
+        return ErrorCode.none
+
+    async def give_back(self, key: ReplicaKey) -> ErrorCode:
+        """Let the preferred replica of a partition lead that this node leads."""
+        hosted = self._replicas.hosted(key)
+        if hosted is None or not hosted.replica.is_leader:
+            return ErrorCode.not_leader_or_follower
         preferred = hosted.partition.voters[0]
         if preferred == self._replicas.node_id:
             return ErrorCode.election_not_needed

@@ -12,10 +12,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from tidegate_core.raft.messages import BeginEpoch, EndEpoch, ReplicaKey, VoteRequest, VoteResponse
-from tidegate_core.replication.fields import NOBODY, FieldReader, FieldWriter
+from tidegate_core.replication.fields import NOBODY, FieldReader, FieldWriter, key_of
 from tidegate_core.replication.messages import (
     BeginEpochs,
     Done,
+    ElectPreferred,
     EndEpochs,
     FetchedReplica,
     FollowerPosition,
@@ -49,11 +50,17 @@ VERSION: Final = 1
 PeerMessage = PeerRequest | PeerResponse
 
 _HEAD: Final = struct.Struct(">bb")
-_POSITION: Final = struct.Struct(">16siiqiq")
 _FETCH: Final = struct.Struct(">iiiii")
 _FETCHED: Final = struct.Struct(">hi")
-_REPLICA: Final = struct.Struct(">16sihiiqqiqqi")
 _KEY: Final = struct.Struct(">16si")
+_POSITION: Final = struct.Struct(">16siiqiq")
+_REPLICA: Final = struct.Struct(">16sihiiqqiqqi")
+_KEY_READ: Final = struct.Struct(">20s")
+_POSITION_READ: Final = struct.Struct(">20siqiq")
+_REPLICA_READ: Final = struct.Struct(">20shiiqqiqqi")
+"""As above, with the key as one piece, under which it is remembered."""
+
+_CODES: Final = {code.value: code for code in ErrorCode}
 
 
 def encode(message: PeerMessage) -> list[bytes | memoryview]:
@@ -128,16 +135,10 @@ def _decode_fetch(body: memoryview) -> ReplicaFetch:
         if count < 0 or end > len(body):
             raise MessageError(f"{count} positions do not fit")
         positions = [
-            FollowerPosition(
-                ReplicaKey(UUID(bytes=topic), partition),
-                LeaderEpoch(epoch),
-                Offset(offset),
-                LeaderEpoch(last_epoch),
-                Offset(log_start_offset),
-            )
-            for topic, partition, epoch, offset, last_epoch, log_start_offset in _POSITION.iter_unpack(body[at:end])
+            FollowerPosition(key_of(key), epoch, offset, last_epoch, log_start_offset)
+            for key, epoch, offset, last_epoch, log_start_offset in _POSITION_READ.iter_unpack(body[at:end])
         ]
-        forgotten = [ReplicaKey(UUID(bytes=topic), partition) for topic, partition in _KEY.iter_unpack(body[end:])]
+        forgotten = [key_of(key) for (key,) in _KEY_READ.iter_unpack(body[end:])]
     except struct.error as error:
         raise MessageError(f"a fetch of a replica is cut: {error}") from error
     return ReplicaFetch(session, number, wait_ms, bytes_max, positions, forgotten)
@@ -176,36 +177,39 @@ def _encode_fetched(head: bytes, message: ReplicaFetched) -> list[bytes | memory
 def _decode_fetched(body: memoryview) -> ReplicaFetched:
     at = _HEAD.size
     replicas: list[FetchedReplica] = []
+    unpack = _REPLICA_READ.unpack_from
     try:
         error, count = _FETCHED.unpack_from(body, at)
         at += _FETCHED.size
         for _ in range(count):
-            topic, partition, code, epoch, leader, watermark, start, div_epoch, div_end, snapshot, size_bytes = (
-                _REPLICA.unpack_from(body, at)
+            key, code, epoch, leader, high_watermark, log_start, div_epoch, div_end, snapshot, size_bytes = unpack(
+                body, at
             )
-            at += _REPLICA.size
+            at += _REPLICA_READ.size
             end = at + size_bytes
             if size_bytes < 0 or end > len(body):
                 raise MessageError(f"{size_bytes} bytes of records do not fit")
             replicas.append(
                 FetchedReplica(
-                    ReplicaKey(UUID(bytes=topic), partition),
-                    ErrorCode(code),
-                    LeaderEpoch(epoch),
-                    None if leader == NOBODY else NodeId(leader),
-                    Offset(watermark),
-                    Offset(start),
-                    None if div_epoch < NOBODY else (LeaderEpoch(div_epoch), Offset(div_end)),
-                    Offset(snapshot),
+                    key_of(key),
+                    _CODES[code],
+                    epoch,
+                    None if leader == NOBODY else leader,
+                    high_watermark,
+                    log_start,
+                    None if div_epoch < NOBODY else (div_epoch, div_end),
+                    snapshot,
                     (body[at:end],) if size_bytes else (),
                 )
             )
             at = end
         if at != len(body):
             raise MessageError(f"{len(body) - at} bytes follow the answer to a replica's fetch")
-        return ReplicaFetched(ErrorCode(error), replicas)
-    except (struct.error, ValueError) as failure:
-        raise MessageError(f"the answer to a replica's fetch can't be read: {failure}") from failure
+        return ReplicaFetched(_CODES[error], replicas)
+    except struct.error as failure:
+        raise MessageError(f"the answer to a replica's fetch is cut: {failure}") from failure
+    except KeyError as failure:
+        raise MessageError(f"there is no error code {failure}") from failure
 
 
 # The rest, field by field.
@@ -428,10 +432,11 @@ def _read_snapshot(reader: FieldReader) -> SnapshotFetched:
 
 
 def _code(reader: FieldReader) -> ErrorCode:
-    try:
-        return ErrorCode(reader.int16())
-    except ValueError as error:
-        raise MessageError(str(error)) from error
+    number = reader.int16()
+    code = _CODES.get(number)
+    if code is None:
+        raise MessageError(f"there is no error code {number}")
+    return code
 
 
 def _write_register(writer: FieldWriter, message: Register) -> None:
@@ -493,6 +498,11 @@ _CODECS: Final[list[tuple[type, Callable[[FieldWriter, Any], None], Callable[[Fi
     (Leaderships, _write_leaderships, _read_leaderships),
     (SnapshotFetch, _write_snapshot_fetch, _read_snapshot_fetch),
     (SnapshotFetched, _write_snapshot, _read_snapshot),
+    (
+        ElectPreferred,
+        lambda writer, message: writer.key(message.key),
+        lambda reader: ElectPreferred(reader.key()),
+    ),
     (Register, _write_register, _read_register),
     (Moved, _write_moved, _read_moved),
     (MakeOffsetsTopic, _write_nothing, lambda _reader: MakeOffsetsTopic()),

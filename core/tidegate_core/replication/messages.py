@@ -196,6 +196,13 @@ class SnapshotFetched:
     piece: bytes | memoryview
 
 
+@dataclass(frozen=True, slots=True)
+class ElectPreferred:
+    """Asks the leader of a partition to give it back to its preferred replica."""
+
+    key: ReplicaKey
+
+
 # To the controller.
 
 
@@ -270,6 +277,7 @@ PeerRequest = (
     | Leaderships
     | ReplicaFetch
     | SnapshotFetch
+    | ElectPreferred
     | Register
     | Moved
     | MakeOffsetsTopic
