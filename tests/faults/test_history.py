@@ -12,7 +12,9 @@ from confluent_kafka import Producer
 
 from tests.support.cluster import Cluster
 from tests.support.history import Commit, CommittedSeen, History, Read, Sent, Verdict, check
+from tests.support.injection import lying_syncs
 from tests.support.load import Load, encode
+from tests.support.power_cut import PowerCutDisks
 
 TOPIC = "events"
 
@@ -156,6 +158,27 @@ def test_on_a_core_that_is_killed_under_load_the_promise_holds_and_forgeries_are
         load.history.sent.append(Sent("d0", 100_000, 0, sent_s=0.0, acked_s=1.0))
         forged = check(load.history, load.read_log(10), group_is_done=False)
         assert faults(forged) == {"doubled": 2, "invented": 1, "lost": 1}, forged
+
+
+@pytest.mark.slow
+@pytest.mark.peer("strace")
+@pytest.mark.peer("mkfs.xfs")
+def test_what_a_disk_that_lies_about_syncs_loses_in_a_power_cut_is_found(tmp_path: Path) -> None:
+    """The other way round the power cut of an honest disk would prove nothing."""
+    with PowerCutDisks(tmp_path, 1) as disks, Cluster(tmp_path, 1, data_dirs={1: disks.paths[1] / "core"}) as cluster:
+        cluster.start()
+        cluster.create_topic(TOPIC, 1)
+        with Load(cluster.bootstrap, TOPIC, partitions=1) as load:
+            with lying_syncs(cluster.part(1).pid, tmp_path / "strace"):
+                load.wait_progress(time.monotonic(), 20)
+                cluster.freeze(1)
+                disks.cut()
+                cluster.kill(1)
+            disks.power_on()
+            cluster.start(1)
+            verdict = load.finish(timeout_s=5)
+    assert verdict.lost > 0, verdict
+    assert load.client_errors != [], "an idempotent producer finds out as well"
 
 
 def kill_and_restart(cluster: Cluster) -> float:

@@ -31,6 +31,13 @@ def slow_syncs(pid: int, log_path: Path, *, delay_ms: int) -> Iterator[None]:
 
 
 @contextmanager
+def lying_syncs(pid: int, log_path: Path) -> Iterator[None]:
+    """Every fdatasync and fsync of the process says that it worked, and does nothing."""
+    with injected(pid, log_path, SYNCS, "retval=0"):
+        yield
+
+
+@contextmanager
 def injected(pid: int, log_path: Path, calls: Sequence[str], action: str) -> Iterator[None]:
     """What strace's `inject=` says happens to the calls of a process and its threads, until the end of the block.
 

@@ -63,6 +63,8 @@ class Load:
         self._devices = [(f"d{number}", number % partitions) for number in range(devices)]
         self._producing = threading.Event()
         self._reading = threading.Event()
+        self.client_errors: list[str] = []
+        """Why a producer gave up for good: it was told something that can't be, as a sequence that nobody knows."""
         self._failures: list[BaseException] = []
         names = [self._devices[number::producers] for number in range(producers)]
         self._producers = [self._thread(partial(self._produce, devices)) for devices in names if devices]
@@ -126,6 +128,7 @@ class Load:
                 f"no acknowledged produce within {timeout_s} s after {what} on {sorted(wanted - first.keys())}"
             )
             assert not self._failures, self._failures
+            assert not self.client_errors, self.client_errors
             time.sleep(_TICK_S)
         return max(first[index] for index in wanted) - since_s
 
@@ -177,6 +180,18 @@ class Load:
                 **self._clients,
             }
         )
+        try:
+            self._publish(producer, devices)
+            while len(producer) and self._reading.is_set():
+                producer.poll(0.1)
+        except KafkaException as error:
+            self.client_errors.append(str(error.args[0]))
+        while len(producer):
+            producer.purge()
+            with contextlib.suppress(KafkaException):
+                producer.poll(0.1)
+
+    def _publish(self, producer: Producer, devices: list[tuple[str, int]]) -> None:
         sequence = 0
         next_s = time.monotonic()
         while self._producing.is_set():
@@ -195,10 +210,6 @@ class Load:
                     on_delivery=partial(_delivered, event),
                 )
             sequence += 1
-        while len(producer):
-            producer.poll(0.1)
-            if not self._reading.is_set():
-                producer.purge()
 
     def _read(self, name: str) -> None:
         def committed(error: KafkaError | None, positions: list[TopicPartition]) -> None:

@@ -118,6 +118,7 @@ class Trial:
             with Path(report).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(outcome)) + "\n")
         assert verdict.holds, f"{self.fault}\n{verdict}"
+        assert not self.load.client_errors, self.load.client_errors
         assert verdict.acknowledged > 0
         assert verdict.unresolved == 0, verdict
         return verdict
