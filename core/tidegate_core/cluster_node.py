@@ -17,9 +17,10 @@ from tidegate_core.log_manager import LogManager
 from tidegate_core.membership import ClusterOffsetsTopic, Membership
 from tidegate_core.metadata.assignments import METADATA_CONFIG, config_before_metadata
 from tidegate_core.metadata.controller import Controller, ControllerRules
+from tidegate_core.metadata.controller_link import ControllerLink
 from tidegate_core.metadata.image import Changes, NodeInfo
 from tidegate_core.metadata.metadata_log import MetadataLog
-from tidegate_core.metadata.producer_ids import ProducerIdSource
+from tidegate_core.metadata.producer_ids import ProducerIds
 from tidegate_core.node import Node
 from tidegate_core.partition import Partition
 from tidegate_core.raft.replica import Timing
@@ -27,10 +28,13 @@ from tidegate_core.replication.caretaker import Caretaker
 from tidegate_core.replication.handover import leave_politely
 from tidegate_core.replication.messages import (
     METADATA_KEY,
+    Done,
+    ElectPreferred,
     Forward,
     Moved,
     PeerRequest,
     PeerResponse,
+    Refused,
     Register,
 )
 from tidegate_core.replication.peers import PeerNetwork
@@ -39,7 +43,7 @@ from tidegate_core.replication.vote_store import VoteStore
 from tidegate_core.settings import CoreSettings
 from tidegate_wire.address import Address
 from tidegate_wire.identifiers import NodeId
-from tidegate_wire.kafka.messages import decode_request_header
+from tidegate_wire.kafka.messages import ErrorCode, decode_request_header
 
 VOTES_NAME = "votes"
 
@@ -114,18 +118,18 @@ class ClusterNode:
                 network=network,
                 voters=voters,
                 default_settings=settings.topic_defaults,
-                offsets_partitions=settings.offsets_partitions,
                 answer_client=answer_client,
             )
             stack.push_async_callback(membership.close)
+            link = ControllerLink(controller, replicas.leaders, membership.forward)
             groups = GroupService(
                 _group_rules(settings, random, clock_ms),
                 _group_limits(settings),
-                ClusterOffsetsTopic(membership, replicas.leaders),
+                ClusterOffsetsTopic(metadata.image, replicas.leaders, link, settings.offsets_partitions),
                 metadata.image.is_deleted,
             )
             stack.push_async_callback(groups.close)
-            caretaker = Caretaker(replicas, target=membership.move_target, moved=membership.moved)
+            caretaker = Caretaker(replicas, network, target=membership.move_target, moved=membership.moved)
             stack.push_async_callback(caretaker.close)
             _connect(replicas, metadata, groups)
             node = Node(
@@ -140,8 +144,8 @@ class ClusterNode:
                 groups=groups,
                 advertised=advertised,
                 clock_ms=clock_ms,
-                producer_ids=ProducerIdSource(membership.take_producer_ids),
-                forward=membership.forward,
+                link=link,
+                producer_ids=ProducerIds(link.allocate_producer_ids),
             )
             peer = voters.get(node_id, advertised)
             info = NodeInfo(
@@ -173,6 +177,9 @@ class ClusterNode:
         """Answer another node."""
         if isinstance(message, _FOR_CONTROLLER):
             return await self.membership.answer(message)
+        if isinstance(message, ElectPreferred):
+            code = await self.node.caretaker.give_back(message.key)
+            return Done() if code is ErrorCode.none else Refused(code, code.name)
         return await self.node.replicas.handle(sender, message)
 
     async def answer_client(self, frame: memoryview, host: str) -> bytes:

@@ -13,6 +13,7 @@ import structlog
 from tidegate_core.groups.offsets_topic import OFFSETS_TOPIC, OFFSETS_TOPIC_SETTINGS
 from tidegate_core.metadata.assignments import move_target, wanted_replicas
 from tidegate_core.metadata.controller import Controller, NewTopic
+from tidegate_core.metadata.controller_link import ControllerLink
 from tidegate_core.metadata.image import Changes, MetadataImage, NodeInfo
 from tidegate_core.metadata.metadata_log import MetadataLog
 from tidegate_core.protocol.error_codes import KafkaError, refusal_of
@@ -25,14 +26,11 @@ from tidegate_core.replication.messages import (
     Forwarded,
     Lane,
     Leadership,
-    MakeOffsetsTopic,
     Moved,
     PeerRequest,
     PeerResponse,
-    ProducerIds,
     Refused,
     Register,
-    TakeProducerIds,
 )
 from tidegate_core.replication.peers import PeerError, PeerNetwork, PeerRefused, PeerUnreachable
 from tidegate_core.replication.replicas import ReplicaManager
@@ -62,7 +60,6 @@ class Membership:
         network: PeerNetwork,
         voters: Mapping[NodeId, Address],
         default_settings: Mapping[str, str],
-        offsets_partitions: int,
         answer_client: Callable[[memoryview, str], Awaitable[bytes]],
     ) -> None:
         self._node_id = node_id
@@ -72,7 +69,6 @@ class Membership:
         self._network = network
         self._voters = voters
         self._default_settings = default_settings
-        self._offsets_partitions = offsets_partitions
         self._answer_client = answer_client
         self._has_changed = asyncio.Event()
         self._has_changed.set()
@@ -155,16 +151,6 @@ class Membership:
             await self.ask_controller(message)
         except KafkaError as error:
             _log.info("move_not_noted_yet", reason=str(error))
-
-    async def take_producer_ids(self) -> range:
-        """Producer ids that nobody was ever given.
-
-        Raises:
-            KafkaError: there is no controller.
-        """
-        answer = await self.ask_controller(TakeProducerIds())
-        assert isinstance(answer, ProducerIds)
-        return range(answer.first, answer.first + answer.count)
 
     async def forward(self, frame: bytes | memoryview, host: str, timeout_s: float) -> bytes | memoryview:
         """Have the controller answer a client's request; the frame is without its length, the answer has it.
@@ -249,42 +235,33 @@ class Membership:
                 await controller.register_node(message.node_id, info)
             case Moved():
                 await controller.moved(message.key, message.voters)
-            case MakeOffsetsTopic():
-                await self._make_offsets_topic()
-            case TakeProducerIds():
-                ids = await controller.allocate_producer_ids()
-                return ProducerIds(ids.start, len(ids))
             case Forward():
                 return Forwarded(await self._answer_client(memoryview(message.frame), message.host))
             case _:
                 return Refused(ErrorCode.invalid_request, f"{type(message).__name__} is not for the controller")
         return Done()
 
-    async def _make_offsets_topic(self) -> None:
-        wanted = NewTopic(name=OFFSETS_TOPIC, partition_count=self._offsets_partitions, settings=OFFSETS_TOPIC_SETTINGS)
-        try:
-            await self._controller.create_topic(wanted)
-        except KafkaError as error:
-            if error.code is not ErrorCode.topic_already_exists:
-                raise
-
 
 class ClusterOffsetsTopic:
     """`__consumer_offsets` as the groups see it (`groups.offsets_topic.OffsetsTopic`)."""
 
-    def __init__(self, membership: Membership, leaders: LeaderDirectory) -> None:
-        self._membership = membership
+    def __init__(
+        self, image: MetadataImage, leaders: LeaderDirectory, link: ControllerLink, new_partitions: int
+    ) -> None:
+        self._image = image
         self._leaders = leaders
+        self._link = link
+        self._new_partitions = new_partitions
 
     @property
     def partition_count(self) -> int:
         """0 while there is no such topic."""
-        topic = self._membership.image.topics.get(OFFSETS_TOPIC)
+        topic = self._image.topics.get(OFFSETS_TOPIC)
         return 0 if topic is None else topic.partition_count
 
     def leader_of(self, index: int) -> Leadership | None:
         """Who leads a partition; None while nobody is known to."""
-        topic = self._membership.image.topics.get(OFFSETS_TOPIC)
+        topic = self._image.topics.get(OFFSETS_TOPIC)
         return None if topic is None else self._leaders.get(topic.key(index))
 
     async def create(self) -> None:
@@ -293,12 +270,5 @@ class ClusterOffsetsTopic:
         Raises:
             KafkaError: it can't be made now.
         """
-        await self._membership.ask_controller(MakeOffsetsTopic())
-        try:
-            async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
-                while True:
-                    if self.partition_count:
-                        return
-                    await asyncio.sleep(RETRY_S)
-        except TimeoutError:
-            raise KafkaError(ErrorCode.coordinator_not_available, "the metadata of it is not here yet") from None
+        wanted = NewTopic(name=OFFSETS_TOPIC, partition_count=self._new_partitions, settings=OFFSETS_TOPIC_SETTINGS)
+        await self._link.create_topic(wanted)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidegate_core.groups.service import GroupService
 from tidegate_core.log_manager import LogManager
 from tidegate_core.metadata.controller import Controller
+from tidegate_core.metadata.controller_link import THIS_NODE, ControllerLink
 from tidegate_core.metadata.image import MetadataImage
-from tidegate_core.metadata.producer_ids import ProducerIdSource
+from tidegate_core.metadata.producer_ids import ProducerIds
 from tidegate_core.partition import Partition
 from tidegate_core.protocol.error_codes import KafkaError
 from tidegate_core.replication.caretaker import Caretaker
@@ -39,15 +40,9 @@ class Node:
     """Where clients are told to connect to."""
     clock_ms: Callable[[], int]
     """Unix time."""
-    producer_ids: ProducerIdSource
-    forward: Callable[[bytes | memoryview, str, float], Awaitable[bytes | memoryview]]
-    """Passes a client's request frame (without its length), from a host, on to the controller, and returns the frame of
-    its answer (with it); the last argument is for how long that may take, in seconds.
-
-    Raises:
-        KafkaError: NOT_CONTROLLER: nobody is known to be it, and nothing was done. REQUEST_TIMED_OUT: it did not
-            answer, and nobody knows what it did.
-    """
+    link: ControllerLink
+    """The way to the controller."""
+    producer_ids: ProducerIds
 
     @property
     def leaders(self) -> LeaderDirectory:
@@ -98,3 +93,13 @@ class Client:
     """Of the request, where its fields alone do not say what the client understands."""
     refusal: KafkaError | None = None
     """Why the controller can't be asked, if it would have to be and can't."""
+
+    @property
+    def is_node(self) -> bool:
+        """Whether a node of the cluster asks for itself."""
+        return self.host == THIS_NODE
+
+    def check_controller(self) -> None:
+        """Raise `refusal`, if there is one."""
+        if self.refusal is not None:
+            raise self.refusal

@@ -35,8 +35,8 @@ PROGRESS_S: Final = 5.0
 ALIVE_S: Final = 3.0
 """A node that asked something this recently is alive, and nobody else may take its id."""
 
-DUPLICATE_TRIES: Final = 2 * round(ALIVE_S / POLL_S)
-"""How often a node asks again that is told its id is taken: what it replaces may have died just now."""
+TAKEN_S: Final = 2 * ALIVE_S
+"""How long a node asks again that is told its id is taken: what it replaces may have died just now."""
 
 GREETED_MAX: Final = 1000
 """Nodes whose greeting is remembered; more than there are in a cluster."""
@@ -151,7 +151,9 @@ async def find_cluster(
     _check_voters(identity, voters)
     others = [voter for voter in voters if voter != identity.node_id]
     loop = asyncio.get_running_loop()
-    progress_s, tries, begins = loop.time() + PROGRESS_S, 0, False
+    progress_s = loop.time() + PROGRESS_S
+    taken_since_s: float | None = None
+    begins = False
     while True:
         hello = Hello(
             cluster_id=identity.cluster_id,
@@ -166,13 +168,14 @@ async def find_cluster(
         welcomes = [answer for answer in answers if isinstance(answer, Welcome) and answer.node_id != identity.node_id]
         refusals = [answer for answer in answers if isinstance(answer, PeerRefused)]
         if any(refusal.error is ErrorCode.duplicate_broker_registration for refusal in refusals):
-            tries += 1
-            if tries > DUPLICATE_TRIES:
+            taken_since_s = taken_since_s or loop.time()
+            if loop.time() - taken_since_s > TAKEN_S:
                 raise ConfigError(
                     f"node id {identity.node_id} is taken: {refusals[0]}",
                     hint="give each node its own --node-id and --data-dir",
                 )
         else:
+            taken_since_s = None
             _check_refusals(refusals, is_outvoted=_is_majority_of_one_cluster(identity, voters, welcomes))
             if identity.cluster_id is None:
                 begins = _decide(identity, voters, welcomes, new_cluster_id)

@@ -25,18 +25,15 @@ from tidegate_core.replication.messages import (
     Hello,
     Leadership,
     Leaderships,
-    MakeOffsetsTopic,
     Moved,
     PeerRequest,
     PeerResponse,
-    ProducerIds,
     Refused,
     Register,
     ReplicaFetch,
     ReplicaFetched,
     SnapshotFetch,
     SnapshotFetched,
-    TakeProducerIds,
     VoteAnswers,
     Votes,
     Welcome,
@@ -476,11 +473,6 @@ def _write_nothing(_writer: FieldWriter, _message: object) -> None:
     """The kind of message says it all."""
 
 
-def _write_producer_ids(writer: FieldWriter, message: ProducerIds) -> None:
-    writer.int64(message.first)
-    writer.int32(message.count)
-
-
 def _write_refused(writer: FieldWriter, message: Refused) -> None:
     writer.int16(message.error)
     writer.text(message.reason)
@@ -505,9 +497,6 @@ _CODECS: Final[list[tuple[type, Callable[[FieldWriter, Any], None], Callable[[Fi
     ),
     (Register, _write_register, _read_register),
     (Moved, _write_moved, _read_moved),
-    (MakeOffsetsTopic, _write_nothing, lambda _reader: MakeOffsetsTopic()),
-    (TakeProducerIds, _write_nothing, lambda _reader: TakeProducerIds()),
-    (ProducerIds, _write_producer_ids, lambda reader: ProducerIds(reader.int64(), reader.int32())),
     (Forward, _write_forward, _read_forward),
     (
         Forwarded,

@@ -228,24 +228,6 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
-class MakeOffsetsTopic:
-    """`__consumer_offsets` is needed, and is not there."""
-
-
-@dataclass(frozen=True, slots=True)
-class TakeProducerIds:
-    """Asks for producer ids that nobody was ever given."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProducerIds:
-    """These `count` ids from `first` on."""
-
-    first: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
 class Forward:
     """A client's request frame, without its length, passed on to the controller."""
 
@@ -280,8 +262,6 @@ PeerRequest = (
     | ElectPreferred
     | Register
     | Moved
-    | MakeOffsetsTopic
-    | TakeProducerIds
     | Forward
 )
-PeerResponse = Welcome | VoteAnswers | Done | ReplicaFetched | SnapshotFetched | ProducerIds | Forwarded | Refused
+PeerResponse = Welcome | VoteAnswers | Done | ReplicaFetched | SnapshotFetched | Forwarded | Refused
