@@ -1,4 +1,4 @@
-"""What a leader knows of the replicas of a partition, for whoever asks: how far they are, and what they have deleted."""
+"""What a leader knows of the replicas of a partition, for whoever asks: how far they are, and where they begin."""
 
 from __future__ import annotations
 
@@ -52,11 +52,14 @@ def describe_quorum(replicas: ReplicaManager, key: ReplicaKey) -> QuorumState | 
         def unix(at_ms: int) -> int:
             return -1 if at_ms < 0 else unix_ms - (loop_ms - at_ms)
 
+        # While nothing is new a follower's fetches do not name the partition, and it has all there is.
+        fetched_ms = replicas.sessions.last_fetch_ms.get(node, -1)
+        has_all = progress.end_offset >= hosted.partition.log_end_offset
         return ReplicaProgress(
             node=node,
             end_offset=progress.end_offset,
-            last_fetch_ms=unix(progress.last_fetch_ms),
-            last_caught_up_ms=unix(progress.last_caught_up_ms),
+            last_fetch_ms=unix(fetched_ms),
+            last_caught_up_ms=unix(fetched_ms if has_all else progress.last_caught_up_ms),
         )
 
     return QuorumState(

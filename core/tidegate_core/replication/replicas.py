@@ -43,7 +43,6 @@ from tidegate_core.replication.messages import (
     Votes,
 )
 from tidegate_core.replication.peers import PeerNetwork
-from tidegate_core.replication.quorum import QuorumState, quorum_of
 from tidegate_core.replication.sessions import FollowerSessions
 from tidegate_core.replication.snapshots import Snapshots
 from tidegate_core.replication.throttle import Throttle
@@ -387,11 +386,6 @@ class ReplicaManager:
             return False
         is_whole = progress.end_offset >= hosted.partition.log_end_offset
         return is_whole or (progress.last_caught_up_ms >= 0 and now_ms - progress.last_caught_up_ms < IN_STEP_MS)
-
-    def describe(self, key: ReplicaKey) -> QuorumState | None:
-        """How far each replica of a partition is; None if this node does not lead it."""
-        hosted = self._hosted.get(key)
-        return None if hosted is None or not hosted.replica.is_leader else quorum_of(self, hosted)
 
     def is_heard(self, node: NodeId) -> bool:
         """Whether a follower's node fetched lately."""
