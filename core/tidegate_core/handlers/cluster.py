@@ -1,21 +1,25 @@
-"""The cluster and this node: ApiVersions, DescribeCluster, InitProducerId, DescribeLogDirs."""
+"""The cluster and this node: ApiVersions, DescribeCluster, producer ids, DescribeLogDirs."""
 
 from __future__ import annotations
 
 import shutil
 from typing import TYPE_CHECKING, Final
 
+from tidegate_core.handlers.metadata import client_addresses, controller_id
 from tidegate_core.node import Client, Node
-from tidegate_core.protocol.error_codes import refusal_of
+from tidegate_core.protocol.error_codes import KafkaError, refusal_of
 from tidegate_core.protocol.translate import Fields
 from tidegate_core.protocol.versions import VERSIONS
+from tidegate_wire.identifiers import NodeId
 from tidegate_wire.kafka.messages import ErrorCode
 
 if TYPE_CHECKING:
+    from kio.schema.allocate_producer_ids.v0.request import AllocateProducerIdsRequest
     from kio.schema.api_versions.v4.request import ApiVersionsRequest
     from kio.schema.describe_cluster.v1.request import DescribeClusterRequest
     from kio.schema.describe_log_dirs.v4.request import DescribeLogDirsRequest
     from kio.schema.init_producer_id.v4.request import InitProducerIdRequest
+    from kio.schema.unregister_broker.v0.request import UnregisterBrokerRequest
 
 _BROKERS: Final = 1
 _NO_PRODUCER: Final = -1
@@ -55,12 +59,26 @@ async def describe_cluster(node: Node, request: DescribeClusterRequest, _client:
     return {
         "error_code": ErrorCode.none,
         "cluster_id": node.cluster_id,
-        "controller_id": node.settings.node_id,
-        "brokers": [{"broker_id": node.settings.node_id, "host": node.advertised.host, "port": node.advertised.port}],
+        "controller_id": controller_id(node),
+        "brokers": [
+            {"broker_id": node_id, "host": address.host, "port": address.port}
+            for node_id, address in client_addresses(node).items()
+        ],
         "cluster_authorized_operations": (
             CLUSTER_OPERATIONS if request.include_cluster_authorized_operations else _NOT_TOLD
         ),
     }
+
+
+async def unregister_broker(node: Node, request: UnregisterBrokerRequest, client: Client) -> Fields:
+    """Take a node out of the cluster that is gone for good and has no replicas; the controller answers."""
+    try:
+        client.check_controller()
+        await node.controller.unregister_node(NodeId(request.broker_id))
+    except Exception as error:  # becomes the answer
+        refusal = refusal_of(error)
+        return {"error_code": refusal.code, "error_message": refusal.message}
+    return {"error_code": ErrorCode.none, "error_message": None}
 
 
 async def init_producer_id(node: Node, request: InitProducerIdRequest, _client: Client) -> Fields:
@@ -69,14 +87,35 @@ async def init_producer_id(node: Node, request: InitProducerIdRequest, _client: 
         refusal, producer_id = ErrorCode.transactional_id_authorization_failed, _NO_PRODUCER
     else:
         try:
-            refusal, producer_id = ErrorCode.none, await node.controller.take_producer_id()
+            refusal, producer_id = ErrorCode.none, int(await node.producer_ids.take())
         except Exception as error:  # becomes the answer
-            refusal, producer_id = refusal_of(error).code, _NO_PRODUCER
+            refusal, producer_id = _as_coordinator(refusal_of(error).code), _NO_PRODUCER
     return {
         "error_code": refusal,
         "producer_id": producer_id,
         "producer_epoch": 0 if producer_id >= 0 else -1,
     }
+
+
+def _as_coordinator(code: ErrorCode) -> ErrorCode:
+    """What clients of InitProducerId take for a reason to ask again: they know of no controller."""
+    is_away = code in (ErrorCode.not_controller, ErrorCode.request_timed_out)
+    return ErrorCode.coordinator_not_available if is_away else code
+
+
+async def allocate_producer_ids(node: Node, _request: AllocateProducerIdsRequest, client: Client) -> Fields:
+    """A block of producer ids for another node to give out (KIP-730); the controller answers."""
+    try:
+        _check_node(client)
+        block = await node.controller.allocate_producer_ids()
+    except Exception as error:  # becomes the answer
+        return {"error_code": refusal_of(error).code, "producer_id_start": _NO_PRODUCER, "producer_id_len": 0}
+    return {"error_code": ErrorCode.none, "producer_id_start": block.start, "producer_id_len": len(block)}
+
+
+def _check_node(client: Client) -> None:
+    if not client.is_node:
+        raise KafkaError(ErrorCode.cluster_authorization_failed, "producer ids are allocated to nodes")
 
 
 async def describe_log_dirs(node: Node, request: DescribeLogDirsRequest, _client: Client) -> Fields:

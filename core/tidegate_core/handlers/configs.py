@@ -7,7 +7,9 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate_core.log.config import LogConfig
+from tidegate_core.metadata.assignments import config_of
 from tidegate_core.metadata.names import check_not_internal
+from tidegate_core.metadata.topic_settings import describe_settings, note_on
 from tidegate_core.node import Client, Node
 from tidegate_core.protocol.error_codes import ACCEPTED, KafkaError, refusal_of
 from tidegate_core.protocol.translate import Fields
@@ -56,6 +58,8 @@ _OTHER_TYPES: Final = {
     "min.cleanable.dirty.ratio": _Type.DOUBLE,
 }
 _KAFKA_DEFAULTS: Final = LogConfig().to_names()
+_TEXTS: Final = frozenset({"compression.type", "message.format.version"})
+_LISTS: Final = frozenset({"leader.replication.throttled.replicas", "follower.replication.throttled.replicas"})
 
 
 async def describe_configs(node: Node, request: DescribeConfigsRequest, _client: Client) -> Fields:
@@ -65,7 +69,7 @@ async def describe_configs(node: Node, request: DescribeConfigsRequest, _client:
         refusal = ACCEPTED
         configs: list[dict[str, Any]] = []
         try:
-            configs = _configs_of(node, resource, with_synonyms=request.include_synonyms)
+            configs = _configs_of(node, resource, request)
         except Exception as error:  # becomes this resource's answer
             refusal = refusal_of(error)
         keys = resource.configuration_keys
@@ -81,27 +85,30 @@ async def describe_configs(node: Node, request: DescribeConfigsRequest, _client:
     return {"results": results}
 
 
-def _configs_of(node: Node, resource: Any, *, with_synonyms: bool) -> list[dict[str, Any]]:
+def _configs_of(node: Node, resource: Any, request: DescribeConfigsRequest) -> list[dict[str, Any]]:
     if resource.resource_type == ResourceType.TOPIC:
-        return _topic_configs(node, resource.resource_name, with_synonyms=with_synonyms)
+        return _topic_configs(node, resource, request)
     if resource.resource_type == ResourceType.BROKER:
         return _node_configs(node, resource.resource_name)
     raise KafkaError(ErrorCode.invalid_request, f"nothing of type {resource.resource_type} has settings")
 
 
-def _topic_configs(node: Node, name: str, *, with_synonyms: bool) -> list[dict[str, Any]]:
-    topic = node.controller.image.topics.get(name)
+def _topic_configs(node: Node, resource: Any, request: DescribeConfigsRequest) -> list[dict[str, Any]]:
+    name = resource.resource_name
+    topic = node.image.topics.get(name)
     if topic is None:
         raise KafkaError(ErrorCode.unknown_topic_or_partition, f"there is no topic {name!r}")
-    node_defaults = node.controller.default_settings
+    node_defaults = node.settings.topic_defaults
+    config = config_of(topic.settings, node_defaults)
+    defaults = describe_settings(LogConfig(), {}, len(topic.replicas[0]))
     configs = []
-    for setting, value in node.controller.config_of(topic).to_names().items():
+    for setting, value in describe_settings(config, topic.settings, len(topic.replicas[0])).items():
         layers = [
             (source, text)
             for source, text in (
                 (_Source.DYNAMIC_TOPIC, topic.settings.get(setting)),
                 (_Source.STATIC_BROKER, node_defaults.get(setting)),
-                (_Source.DEFAULT, _KAFKA_DEFAULTS[setting]),
+                (_Source.DEFAULT, defaults[setting]),
             )
             if text is not None
         ]
@@ -113,13 +120,23 @@ def _topic_configs(node: Node, name: str, *, with_synonyms: bool) -> list[dict[s
                 "config_source": layers[0][0],
                 "is_sensitive": False,
                 "synonyms": [{"name": setting, "value": text, "source": source} for source, text in layers]
-                if with_synonyms
+                if request.include_synonyms
                 else [],
-                "config_type": _OTHER_TYPES.get(setting, _Type.LONG),
-                "documentation": None,
+                "config_type": _type_of(setting, value),
+                "documentation": note_on(setting) if request.include_documentation else None,
             }
         )
     return configs
+
+
+def _type_of(setting: str, value: str) -> _Type:
+    if setting in _LISTS:
+        return _Type.LIST
+    if setting in _TEXTS:
+        return _Type.STRING
+    if value.lower() in ("true", "false"):
+        return _Type.BOOLEAN
+    return _OTHER_TYPES.get(setting, _Type.LONG)
 
 
 def _node_configs(node: Node, name: str) -> list[dict[str, Any]]:
@@ -132,7 +149,7 @@ def _node_configs(node: Node, name: str) -> list[dict[str, Any]]:
         "advertised.listeners": (f"PLAINTEXT://{node.advertised}", _Type.STRING),
         "log.dirs": (str(settings.data_dir), _Type.STRING),
         "num.partitions": (str(settings.default_partitions), _Type.LONG),
-        "default.replication.factor": ("1", _Type.LONG),
+        "default.replication.factor": (str(settings.default_replication_factor), _Type.LONG),
         "auto.create.topics.enable": (str(settings.auto_create_topics).lower(), _Type.BOOLEAN),
         "offsets.topic.num.partitions": (str(settings.offsets_partitions), _Type.LONG),
         "offsets.retention.minutes": (str(settings.offsets_retention_minutes), _Type.LONG),
@@ -163,7 +180,7 @@ def _node_configs(node: Node, name: str) -> list[dict[str, Any]]:
 Settings = Mapping[str, str]
 
 
-async def alter_configs(node: Node, request: AlterConfigsRequest, _client: Client) -> Fields:
+async def alter_configs(node: Node, request: AlterConfigsRequest, client: Client) -> Fields:
     """Replace all settings of a topic."""
     responses = []
     for resource in request.resources:
@@ -172,11 +189,11 @@ async def alter_configs(node: Node, request: AlterConfigsRequest, _client: Clien
         def replace(_before: Settings, given: Settings = given) -> Settings:
             return given
 
-        responses.append(await _alter(node, resource, replace, validates_only=request.validate_only))
+        responses.append(await _alter(node, client, resource, replace, validates_only=request.validate_only))
     return {"responses": responses}
 
 
-async def incremental_alter_configs(node: Node, request: IncrementalAlterConfigsRequest, _client: Client) -> Fields:
+async def incremental_alter_configs(node: Node, request: IncrementalAlterConfigsRequest, client: Client) -> Fields:
     """Change some settings of a topic (KIP-339)."""
     responses = []
     for resource in request.resources:
@@ -187,18 +204,20 @@ async def incremental_alter_configs(node: Node, request: IncrementalAlterConfigs
                 _change_one(node, settings, config)
             return settings
 
-        responses.append(await _alter(node, resource, change, validates_only=request.validate_only))
+        responses.append(await _alter(node, client, resource, change, validates_only=request.validate_only))
     return {"responses": responses}
 
 
-async def _alter(node: Node, resource: Any, change: Callable[[Settings], Settings], *, validates_only: bool) -> Fields:
+async def _alter(
+    node: Node, client: Client, resource: Any, change: Callable[[Settings], Settings], *, validates_only: bool
+) -> Fields:
     refusal = ACCEPTED
     name = resource.resource_name
     try:
         _check_alterable(resource)
+        client.check_controller()
         if validates_only:
-            known = node.controller.image.topics.get(name)
-            node.controller.check_settings(name, change({} if known is None else known.settings))
+            await node.controller.check_settings(name, change)
         else:
             await node.controller.configure_topic(name, change)
     except Exception as error:  # becomes this resource's answer
@@ -229,7 +248,7 @@ def _change_one(node: Node, settings: dict[str, str], config: Any) -> None:
         return
     if operation not in (Operation.APPEND, Operation.SUBTRACT) or name not in _LIST_SETTINGS:
         raise KafkaError(ErrorCode.invalid_config, f"{name}: operation {operation} is for lists, and this is none")
-    current = settings.get(name) or node.controller.default_settings.get(name) or _KAFKA_DEFAULTS[name]
+    current = settings.get(name) or node.settings.topic_defaults.get(name) or _KAFKA_DEFAULTS[name]
     items = [item for item in current.split(",") if item]
     for item in value.split(","):
         if operation == Operation.APPEND and item not in items:

@@ -1,186 +1,235 @@
-"""Changes the cluster's metadata: one change at a time, in effect when its record is committed.
+"""Changes the cluster's metadata: one change after the other, each a record that is in effect once it is committed.
 
-A topic's directories are made before its record is written and removed after the record of its deletion, so that a
-crash in between leaves a directory without a topic, never a topic without its data. At a start directories of topics
-that the log says were deleted are removed; others that metadata does not know are reported and left alone.
+Only the leader of `__cluster_metadata` does it, and only after a record of its own epoch is committed, so that it knows
+all there is. It writes records and nothing else: the directories of replicas are made and removed by each node for
+itself when the record reaches it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Final
+from uuid import UUID
 
 import structlog
 
-from tidegate_core.errors import PartitionExists
-from tidegate_core.log.config import LogConfig
-from tidegate_core.log.identity import METADATA_TOPIC, METADATA_TOPIC_ID
-from tidegate_core.log_manager import LogManager, lead_alone
-from tidegate_core.metadata.assignments import config_before_metadata, config_of
+from tidegate_core.errors import NotLeader
+from tidegate_core.metadata.assignments import config_of
 from tidegate_core.metadata.image import (
     MetadataImage,
     MetadataRecord,
+    NodeInfo,
+    Replicas,
     Topic,
+    node_registered,
+    node_unregistered,
     producer_ids_taken,
     topic_deleted,
 )
+from tidegate_core.metadata.metadata_log import MetadataLog
 from tidegate_core.metadata.names import check_topic_name
-from tidegate_core.partition import Partition
+from tidegate_core.metadata.placement import check_assignment, check_count, check_room, place_partitions
+from tidegate_core.metadata.topic_settings import check_min_insync_replicas
 from tidegate_core.protocol.error_codes import KafkaError
-from tidegate_core.replay import replay
+from tidegate_core.raft.messages import ReplicaKey
 from tidegate_wire.identifiers import NodeId, Offset, ProducerId
 from tidegate_wire.kafka.messages import ErrorCode
 from tidegate_wire.records import RecordBatchBuilder
 
 PRODUCER_ID_BLOCK: Final = 1000
-"""Ids taken with one record, as in Kafka: a restart wastes at most this many of 2**63."""
+"""Ids taken with one record, as in Kafka: a restart of a node wastes at most this many of 2**63."""
+
+COMMIT_TIMEOUT_S: Final = 5.0
+"""For one record: longer than it takes to find a new leader, and no client is kept waiting for a lost majority."""
 
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTopic:
+    """What somebody wants made. Without `assignment` the controller chooses the nodes."""
+
+    name: str
+    partition_count: int
+    replication_factor: int | None = None
+    """None takes the default."""
+    assignment: tuple[Replicas, ...] | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerRules:
+    """What the controller goes by, from the node's settings."""
+
+    voters: tuple[NodeId, ...]
+    """Of the metadata: they belong to the cluster even before they register."""
+    default_settings: Mapping[str, str]
+    """What topics have that were given nothing else, where it differs from Kafka's defaults."""
+    default_replication_factor: int
+    partitions_max: int
+    """Replicas on one node."""
+
+
 class Controller:
-    """The only one who writes `__cluster_metadata`, makes and deletes partitions, and gives out producer ids."""
+    """Every node has one; `is_active` says whether it is the one that counts."""
 
     def __init__(
         self,
-        logs: LogManager,
+        metadata: MetadataLog,
         *,
-        default_settings: Mapping[str, str],
-        partitions_max: int,
+        rules: ControllerRules,
+        is_settled: Callable[[], bool],
+        is_alive: Callable[[NodeId], bool],
+        random: Random,
         clock_ms: Callable[[], int],
-        node_id: NodeId,
     ) -> None:
-        self._node_id = node_id
-        self.image = MetadataImage(node_id)
-        self.default_settings = default_settings
-        """What topics have that were given nothing else, where it differs from Kafka's defaults."""
-        self._logs = logs
-        self._partitions_max = partitions_max
+        self.rules = rules
+        self._metadata = metadata
+        self._is_settled = is_settled
+        """Whether this node leads the metadata, and knows what is committed."""
+        self._is_alive = is_alive
+        self._random = random
         self._clock_ms = clock_ms
         self._changing = asyncio.Lock()
-        self._taking_ids = asyncio.Lock()
-        self._next_id = ProducerId(0)
-        self.partitions: dict[tuple[str, int], Partition] = {}
-        """Those of the topics that metadata knows, by topic and index; one that could not be opened is missing."""
-        self._partition = self._logs.partitions.get((METADATA_TOPIC, 0)) or self._logs.create(
-            METADATA_TOPIC, 0, config_before_metadata(METADATA_TOPIC), METADATA_TOPIC_ID, (node_id,)
-        )
-        for partition in self._logs.partitions.values():
-            lead_alone(partition)
 
-    async def load(self) -> None:
-        """Replay the metadata log and bring the directories in line with it.
+    @property
+    def is_active(self) -> bool:
+        """Whether this node may change the metadata."""
+        return self._is_settled()
 
-        Raises:
-            PartitionError: the log can't be read, and without it nothing can be served.
-            BatchError: a batch in it is malformed.
-        """
-        await self._partition.committed(self._partition.log_end_offset)
-        for record in replay(self._partition):
-            self.image.apply(record.key, record.value)
-        self._next_id = self.image.next_producer_id
-        for topic in self.image.topics.values():
-            self._logs.configure(topic.name, self.config_of(topic))
-            for index in range(topic.partition_count):
-                partition = self._logs.partitions.get((topic.name, index))
-                if partition is not None:
-                    self.partitions[topic.name, index] = partition
-                else:
-                    reason = self._logs.unopened.get((topic.name, index), "its directory is gone")
-                    _log.error("partition_missing", topic=topic.name, partition=index, reason=str(reason))
-        for name, index in sorted(self._logs.partitions):
-            self._check_found(name, index)
+    @property
+    def image(self) -> MetadataImage:
+        """What is committed, as far as this node knows."""
+        return self._metadata.image
 
-    def _check_found(self, name: str, index: int) -> None:
-        topic = self.image.topics.get(name)
-        if name == METADATA_TOPIC or (topic is not None and index < topic.partition_count):
-            return
-        if topic is None and self.image.is_deleted(self._logs.partitions[name, index].key.topic_id):
-            self._logs.delete(name, index)
-            _log.info("topic_deletion_finished", topic=name, partition=index)
-        else:
-            _log.warning("partition_unknown", topic=name, partition=index, hint="not in the metadata; left alone")
+    @property
+    def nodes(self) -> set[NodeId]:
+        """All that may have replicas."""
+        return {*self.rules.voters, *self.image.nodes}
 
-    def config_of(self, topic: Topic) -> LogConfig:
-        """The settings a topic's partitions have."""
-        return config_of(topic.settings, self.default_settings)
+    # --- topics
 
-    # Topics.
+    async def check_topic(self, wanted: NewTopic) -> Topic:
+        """The topic that `create_topic` would make now; raises as that does."""
+        async with self._turn():
+            return self._plan_topic(wanted)
 
-    def check_new_topic(self, topic: Topic) -> None:
-        """Raise KafkaError or InvalidLogConfig where `topic` could not be made now."""
-        check_topic_name(topic.name)
-        if topic.name in self.image.topics:
-            raise KafkaError(ErrorCode.topic_already_exists, f"topic {topic.name!r} exists")
-        if topic.name == METADATA_TOPIC:
-            raise KafkaError(ErrorCode.invalid_topic_exception, f"{METADATA_TOPIC} is the cluster's own")
-        self.config_of(topic)
-        self._check_count(topic, topic.partition_count)
-
-    async def create_topic(self, topic: Topic) -> None:
-        """Make a topic; it can be written when this returns.
+    async def create_topic(self, wanted: NewTopic) -> Topic:
+        """Make a topic; its replicas are made by their nodes as they hear of it.
 
         Raises:
-            KafkaError, InvalidLogConfig, PartitionExists: it can't be one; the message says why.
+            KafkaError, InvalidLogConfig: it can't be one; the message says why.
             PartitionError: the disk failed.
         """
-        async with self._changing:
-            self.check_new_topic(topic)
-            made = await self._make_partitions(topic, range(topic.partition_count))
-            await self._change(topic.to_record())
-            self.partitions |= made
-        _log.info("topic_created", topic=topic.name, partitions=topic.partition_count)
+        async with self._turn():
+            topic = self._plan_topic(wanted)
+            await self._write(topic.to_record())
+        _log.info("topic_created", topic=topic.name, topic_id=str(topic.topic_id), partitions=topic.partition_count)
+        return topic
+
+    def _plan_topic(self, wanted: NewTopic) -> Topic:
+        check_topic_name(wanted.name)
+        if wanted.name in self.image.topics:
+            raise KafkaError(ErrorCode.topic_already_exists, f"topic {wanted.name!r} exists")
+        config_of(wanted.settings, self.rules.default_settings)
+        topic = Topic(name=wanted.name, topic_id=self._new_id(), replicas=(), settings=dict(wanted.settings))
+        factor = wanted.replication_factor
+        if factor is None:
+            factor = min(self.rules.default_replication_factor, len(self.nodes))
+        topic = self._grown(topic, wanted.partition_count, factor, wanted.assignment)
+        check_min_insync_replicas(topic.settings, min(map(len, topic.replicas)))
+        return topic
+
+    def _new_id(self) -> UUID:
+        return UUID(int=self._random.getrandbits(128), version=4)
 
     async def delete_topic(self, name: str) -> None:
         """Delete a topic and everything in it.
 
         Raises:
             KafkaError: there is none of this name.
-            PartitionError: the disk failed; if only the removal of its files did, the next start finishes it.
+            PartitionError: the disk failed.
         """
-        async with self._changing:
-            topic = self._known(name)
-            await self._change(topic_deleted(name))
-            for index in range(topic.partition_count):
-                self.partitions.pop((name, index), None)
-                if (name, index) in self._logs.partitions:
-                    self._logs.delete(name, index)
+        async with self._turn():
+            self._known(name)
+            await self._write(topic_deleted(name))
         _log.info("topic_deleted", topic=name)
 
-    def check_more_partitions(self, name: str, partition_count: int) -> Topic:
-        """The topic `name` with that many partitions.
+    async def check_partitions(
+        self, name: str, partition_count: int, assignment: tuple[Replicas, ...] | None = None
+    ) -> Topic:
+        """The topic that `add_partitions` would make now; raises as that does."""
+        async with self._turn():
+            return self._plan_partitions(name, partition_count, assignment)
+
+    async def add_partitions(
+        self, name: str, partition_count: int, assignment: tuple[Replicas, ...] | None = None
+    ) -> Topic:
+        """Let a topic have `partition_count` partitions; `assignment` is for those that it has not yet.
 
         Raises:
-            KafkaError: there is no such topic, or it has as many already.
+            KafkaError: there is no such topic, it has as many already, or the nodes can't have them.
+            PartitionError: the disk failed.
         """
+        async with self._turn():
+            topic = self._plan_partitions(name, partition_count, assignment)
+            await self._write(topic.to_record())
+        _log.info("partitions_added", topic=name, partitions=partition_count)
+        return topic
+
+    def _plan_partitions(self, name: str, partition_count: int, assignment: tuple[Replicas, ...] | None) -> Topic:
         topic = self._known(name)
-        if partition_count <= topic.partition_count:
+        added = partition_count - topic.partition_count
+        if added <= 0:
             raise KafkaError(
                 ErrorCode.invalid_partitions,
                 f"{name!r} has {topic.partition_count} partitions; their number can only grow, and {partition_count} "
                 "is not more",
             )
-        self._check_count(topic, partition_count - topic.partition_count)
-        return replace(topic, replicas=((self._node_id,),) * partition_count)
+        return self._grown(topic, added, len(topic.replicas[0]), assignment)
 
-    async def add_partitions(self, name: str, partition_count: int) -> None:
-        """Let a topic have `partition_count` partitions; raises as `create_topic` does."""
-        async with self._changing:
-            before = self._known(name).partition_count
-            topic = self.check_more_partitions(name, partition_count)
-            made = await self._make_partitions(topic, range(before, partition_count))
-            await self._change(topic.to_record())
-            self.partitions |= made
-        _log.info("partitions_added", topic=name, partitions=partition_count)
+    def _grown(
+        self, topic: Topic, added: int, replication_factor: int, assignment: tuple[Replicas, ...] | None
+    ) -> Topic:
+        if added < 1:
+            raise KafkaError(ErrorCode.invalid_partitions, "a topic has at least one partition")
+        nodes = self.nodes
+        placed = list(self._placed())
+        if assignment is None:
+            check_count(placed, added, replication_factor, len(nodes), self.rules.partitions_max)
+            assignment = place_partitions(
+                nodes,
+                added,
+                replication_factor,
+                in_topic=topic.replicas,
+                in_all=placed,
+                is_alive=self._is_alive,
+            )
+        if len(assignment) != added:
+            raise KafkaError(
+                ErrorCode.invalid_replica_assignment, f"{added} partitions, and replicas for {len(assignment)}"
+            )
+        for replicas in assignment:
+            check_assignment(nodes, replicas)
+        if len({len(replicas) for replicas in (*topic.replicas[:1], *assignment)}) > 1:
+            raise KafkaError(ErrorCode.invalid_replica_assignment, "each partition is to have as many replicas")
+        check_room([*placed, *assignment], self.rules.partitions_max)
+        return replace(topic, replicas=(*topic.replicas, *assignment))
 
-    def check_settings(self, name: str, settings: Mapping[str, str]) -> Topic:
-        """The topic `name` with these settings; raises as `configure_topic` does."""
-        known = self._known(name)
-        topic = replace(known, settings=dict(settings))
-        self.config_of(topic)
-        return topic
+    def _placed(self, instead: Topic | None = None) -> Iterator[Replicas]:
+        """The nodes of each partition; `instead` takes the place of the topic of its name."""
+        for topic in self.image.topics.values():
+            now = instead if instead is not None and instead.name == topic.name else topic
+            yield from map(now.hosts, range(now.partition_count)) if now.reassigning else now.replicas
+
+    async def check_settings(self, name: str, settings_of: Callable[[Mapping[str, str]], Mapping[str, str]]) -> Topic:
+        """The topic that `configure_topic` would make now; raises as that does."""
+        async with self._turn():
+            return self._plan_settings(name, settings_of)
 
     async def configure_topic(self, name: str, settings_of: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:
         """Replace a topic's settings by what `settings_of` makes of those it has.
@@ -189,11 +238,18 @@ class Controller:
             KafkaError, InvalidLogConfig: there is no such topic, or a setting is not allowed.
             PartitionError: the disk failed.
         """
-        async with self._changing:
-            topic = self.check_settings(name, settings_of(self._known(name).settings))
-            await self._change(topic.to_record())
-            self._logs.configure(name, self.config_of(topic))
+        async with self._turn():
+            topic = self._plan_settings(name, settings_of)
+            if topic != self.image.topics[name]:
+                await self._write(topic.to_record())
         _log.info("topic_configured", topic=name, settings=dict(topic.settings))
+
+    def _plan_settings(self, name: str, settings_of: Callable[[Mapping[str, str]], Mapping[str, str]]) -> Topic:
+        topic = self._known(name)
+        topic = replace(topic, settings=dict(settings_of(topic.settings)))
+        config_of(topic.settings, self.rules.default_settings)
+        check_min_insync_replicas(topic.settings, min(map(len, topic.replicas)))
+        return topic
 
     def _known(self, name: str) -> Topic:
         topic = self.image.topics.get(name)
@@ -201,56 +257,143 @@ class Controller:
             raise KafkaError(ErrorCode.unknown_topic_or_partition, f"there is no topic {name!r}")
         return topic
 
-    def _check_count(self, topic: Topic, added: int) -> None:
-        if topic.partition_count < 1:
-            raise KafkaError(ErrorCode.invalid_partitions, "a topic has at least one partition")
-        total = sum(known.partition_count for known in self.image.topics.values()) + added
-        if total > self._partitions_max:
-            raise KafkaError(
-                ErrorCode.policy_violation,
-                f"this node takes {self._partitions_max} partitions in all (partitions_max), and these would make "
-                f"{total}",
-            )
+    # --- moving partitions
 
-    async def _make_partitions(self, topic: Topic, indexes: range) -> dict[tuple[str, int], Partition]:
-        config = self.config_of(topic)
-        made: dict[tuple[str, int], Partition] = {}
-        for index in indexes:
-            try:
-                made[topic.name, index] = self._logs.create(topic.name, index, config, topic.topic_id, (self._node_id,))
-                lead_alone(made[topic.name, index])
-            except PartitionExists:
-                found = self._logs.partitions[topic.name, index]
-                if found.log_end_offset > 0:
-                    raise PartitionExists(
-                        f"a directory with records of {topic.name}-{index} is there though no topic of this name is",
-                        hint="move it out of the data directory",
-                    ) from None
-                found.config = config  # left by a creation that a crash cut short
-                made[topic.name, index] = found
-            await asyncio.sleep(0)  # each one waits for the disk: let others in between
-        return made
+    async def reassign(
+        self, name: str, index: int, target: Replicas | None, *, allows_other_factor: bool = True
+    ) -> None:
+        """Let a partition move to the nodes `target`, the preferred leader first; None takes a move back.
 
-    # Producer ids.
-
-    async def take_producer_id(self) -> ProducerId:
-        """A producer id that nobody was ever given.
+        The partition's leader moves it, and says so with `moved`.
 
         Raises:
+            KafkaError: there is no such partition, node or move.
             PartitionError: the disk failed.
         """
-        async with self._taking_ids:
-            if self._next_id >= self.image.next_producer_id:
-                await self._change(producer_ids_taken(ProducerId(self._next_id + PRODUCER_ID_BLOCK)))
-            taken = self._next_id
-            self._next_id = ProducerId(taken + 1)
-            return taken
+        async with self._turn():
+            topic = self._known(name)
+            if not 0 <= index < topic.partition_count:
+                raise KafkaError(
+                    ErrorCode.unknown_topic_or_partition, f"there is no partition {index} of a topic {name!r}"
+                )
+            if target is None:
+                if topic.reassigning.get(index, topic.replicas[index]) == topic.replicas[index]:
+                    raise KafkaError(ErrorCode.no_reassignment_in_progress, f"{name}-{index} does not move")
+                target = topic.replicas[index]
+            elif not self._is_move(topic, index, target, allows_other_factor=allows_other_factor):
+                return
+            await self._write(topic.moving(index, target).to_record())
+        _log.info("partition_moves", topic=name, partition=index, target=target)
 
-    async def _change(self, record: MetadataRecord) -> None:
-        """Write a record; in effect when this returns. Writers of one key take turns, so the order is the log's."""
+    def _is_move(self, topic: Topic, index: int, target: Replicas, *, allows_other_factor: bool) -> bool:
+        check_assignment(self.nodes, target)
+        if not allows_other_factor and len(target) != len(topic.replicas[index]):
+            raise KafkaError(
+                ErrorCode.invalid_replication_factor,
+                f"{topic.name}-{index} has {len(topic.replicas[index])} replicas, and their number is to stay",
+            )
+        check_min_insync_replicas(topic.settings, len(target))
+        check_room(self._placed(topic.moving(index, target)), self.rules.partitions_max)
+        return topic.reassigning.get(index, topic.replicas[index]) != target
+
+    async def moved(self, key: ReplicaKey, voters: Iterable[NodeId]) -> None:
+        """A partition's leader says that its voters are now `voters`: if it was to move there, the move is over.
+
+        Raises:
+            KafkaError, PartitionError: this could not be written; the leader says it again.
+        """
+        async with self._turn():
+            topic = self.image.topic_by_id(key.topic_id)
+            target = None if topic is None else topic.reassigning.get(key.partition)
+            if topic is None or target is None or set(target) != set(voters):
+                return  # it was deleted, or is to move elsewhere by now
+            await self._write(topic.moved(key.partition).to_record())
+        _log.info("partition_moved", topic=topic.name, partition=key.partition, replicas=target)
+
+    # --- nodes and producer ids
+
+    async def register_node(self, node_id: NodeId, info: NodeInfo) -> None:
+        """A node is there, and tells where it is.
+
+        Raises:
+            KafkaError, PartitionError: this could not be written; the node says it again.
+        """
+        async with self._turn():
+            if self.image.nodes.get(node_id) == info:
+                return
+            await self._write(node_registered(node_id, info))
+        _log.info("node_registered", node_id=node_id, host=info.host, port=info.port)
+
+    async def unregister_node(self, node_id: NodeId) -> None:
+        """Take a node out of the cluster that is gone for good and has no replicas.
+
+        Raises:
+            KafkaError: there is no such node, or it is still needed.
+            PartitionError: the disk failed.
+        """
+        async with self._turn():
+            if node_id not in self.image.nodes:
+                raise KafkaError(ErrorCode.broker_id_not_registered, f"there is no node {node_id}")
+            if node_id in self.rules.voters:
+                raise KafkaError(ErrorCode.policy_violation, f"node {node_id} votes on the metadata")
+            for topic in self.image.topics.values():
+                for index in range(topic.partition_count):
+                    if node_id in topic.hosts(index):
+                        raise KafkaError(
+                            ErrorCode.policy_violation, f"node {node_id} has a replica of {topic.name}-{index}: move it"
+                        )
+            await self._write(node_unregistered(node_id))
+        _log.info("node_unregistered", node_id=node_id)
+
+    async def allocate_producer_ids(self) -> range:
+        """Producer ids that nobody was ever given.
+
+        Raises:
+            KafkaError, PartitionError: that could not be written.
+        """
+        async with self._turn():
+            first = self.image.next_producer_id
+            end = ProducerId(first + PRODUCER_ID_BLOCK)
+            await self._write(producer_ids_taken(end))
+        return range(first, end)
+
+    # --- writing
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One change at a time, on top of all that was written before: also of what nobody waited for to the end."""
+        async with self._changing:
+            self._check_active()
+            try:
+                await self._committed(self._metadata.partition.log_end_offset)
+            except (TimeoutError, NotLeader) as error:
+                raise KafkaError(ErrorCode.not_controller, "what was written before is not committed") from error
+            self._check_active()
+            yield
+
+    def _check_active(self) -> None:
+        if not self.is_active:
+            raise KafkaError(ErrorCode.not_controller, "another node is the controller, or nobody is just now")
+
+    async def _write(self, record: MetadataRecord) -> None:
+        """Write a record; in the image when this returns."""
         now_ms = self._clock_ms()
         builder = RecordBatchBuilder()
         builder.append(now_ms, *record)
-        result = self._partition.append_as_leader(memoryview(bytearray(builder.build())), now_ms)
-        await self._partition.committed(Offset(result.end_offset))
-        self.image.apply(*record)
+        try:
+            result = self._metadata.partition.append_as_leader(memoryview(bytearray(builder.build())), now_ms)
+        except NotLeader as error:
+            raise KafkaError(ErrorCode.not_controller, str(error)) from error
+        try:
+            await self._committed(result.end_offset)
+        except (TimeoutError, NotLeader) as error:
+            raise KafkaError(
+                ErrorCode.request_timed_out,
+                "written, and not committed yet; it may be, once there is a controller again",
+            ) from error
+
+    async def _committed(self, offset: Offset) -> None:
+        metadata = self._metadata
+        async with asyncio.timeout(COMMIT_TIMEOUT_S):
+            await metadata.partition.committed(offset)
+            await metadata.applied(offset)

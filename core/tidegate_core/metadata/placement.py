@@ -87,3 +87,25 @@ def check_assignment(nodes: Collection[NodeId], replicas: Sequence[NodeId]) -> N
         raise KafkaError(
             ErrorCode.invalid_replica_assignment, f"there is no node {unknown[0]}; there are {sorted(nodes)}"
         )
+
+
+def check_count(placed: Iterable[Replicas], added: int, replication_factor: int, nodes: int, replicas_max: int) -> None:
+    """Raise KafkaError POLICY_VIOLATION where so many more partitions don't fit, wherever they are placed."""
+    total = sum(map(len, placed)) + added * replication_factor
+    if total > replicas_max * nodes:
+        raise KafkaError(
+            ErrorCode.policy_violation,
+            f"a node takes {replicas_max} partitions in all (partitions_max), and these would make {total} replicas on "
+            f"{nodes} nodes",
+        )
+
+
+def check_room(placed: Iterable[Replicas], replicas_max: int) -> None:
+    """Raise KafkaError POLICY_VIOLATION where a node would have more replicas than it takes."""
+    counts = Counter(node for nodes in placed for node in nodes)
+    node, count = max(counts.items(), key=lambda item: item[1])
+    if count > replicas_max:
+        raise KafkaError(
+            ErrorCode.policy_violation,
+            f"a node takes {replicas_max} partitions in all (partitions_max), and node {node} would have {count}",
+        )

@@ -33,9 +33,15 @@ class Api(IntEnum):
     DESCRIBE_LOG_DIRS = 35
     CREATE_PARTITIONS = 37
     DELETE_GROUPS = 42
+    ELECT_LEADERS = 43
     INCREMENTAL_ALTER_CONFIGS = 44
+    ALTER_PARTITION_REASSIGNMENTS = 45
+    LIST_PARTITION_REASSIGNMENTS = 46
     OFFSET_DELETE = 47
+    DESCRIBE_QUORUM = 55
     DESCRIBE_CLUSTER = 60
+    UNREGISTER_BROKER = 64
+    ALLOCATE_PRODUCER_IDS = 67
 
 
 class VersionRange(NamedTuple):
@@ -51,7 +57,7 @@ PRODUCE_SERVED_FROM: Final = 3
 
 VERSIONS: Final[dict[int, VersionRange]] = {
     Api.PRODUCE: VersionRange(0, 11),
-    Api.FETCH: VersionRange(4, 12),  # 13 names topics by id; ids are not kept yet
+    Api.FETCH: VersionRange(4, 12),  # 13 names topics by id only
     Api.LIST_OFFSETS: VersionRange(1, 7),
     Api.METADATA: VersionRange(0, 12),
     Api.OFFSET_COMMIT: VersionRange(2, 8),  # 9 is for the new group protocol (KIP-848)
@@ -77,15 +83,25 @@ VERSIONS: Final[dict[int, VersionRange]] = {
     Api.INCREMENTAL_ALTER_CONFIGS: VersionRange(0, 1),
     Api.OFFSET_DELETE: VersionRange(0, 0),
     Api.DESCRIBE_CLUSTER: VersionRange(0, 1),
+    Api.ELECT_LEADERS: VersionRange(0, 2),
+    Api.ALTER_PARTITION_REASSIGNMENTS: VersionRange(0, 1),
+    Api.LIST_PARTITION_REASSIGNMENTS: VersionRange(0, 0),
+    Api.DESCRIBE_QUORUM: VersionRange(0, 2),
+    Api.UNREGISTER_BROKER: VersionRange(0, 0),
 }
+"""What clients are told."""
+
+_BETWEEN_NODES: Final[dict[int, VersionRange]] = {Api.ALLOCATE_PRODUCER_IDS: VersionRange(0, 0)}
+
+_SERVED: Final = VERSIONS | _BETWEEN_NODES
 
 
 def is_served(api_key: int, api_version: int) -> bool:
     """Whether a request of this API and version is understood."""
-    versions = VERSIONS.get(api_key)
+    versions = _SERVED.get(api_key)
     return versions is not None and versions.lowest <= api_version <= versions.highest
 
 
 def newest(api_key: int) -> int:
     """The highest served version: the one that handlers are written for."""
-    return VERSIONS[api_key].highest
+    return _SERVED[api_key].highest
