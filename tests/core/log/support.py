@@ -100,6 +100,7 @@ def open_or_create(
     config: LogConfig,
     files: OpenFiles,
     flusher: Flusher,
+    *,
     now_ms: int = NOW_MS,
     voters: tuple[NodeId, ...] = ALONE,
 ) -> Partition:
@@ -143,7 +144,7 @@ async def opened(
     Closed at the end as a crash leaves it: no checkpoint.
     """
     flusher = Flusher()
-    partition = open_or_create(directory, config or LogConfig(), OpenFiles(files_max), flusher, now_ms)
+    partition = open_or_create(directory, config or LogConfig(), OpenFiles(files_max), flusher, now_ms=now_ms)
     lead_alone(partition)
     try:
         yield partition

@@ -102,6 +102,9 @@ def check(records: list[Record], committed: dict[int, int], end_offset: int) -> 
 
 async def check_directory(data_dir: Path, committed: dict[int, int]) -> None:
     """On a copy, so that the next start finds what the crash left."""
+    if not (data_dir / "events-0").exists():
+        assert not committed
+        return
     copy = data_dir.parent / "copy"
     shutil.copytree(data_dir / "events-0", copy)
     try:

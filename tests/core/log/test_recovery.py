@@ -265,7 +265,9 @@ async def test_checkpoint_that_comes_after_the_close_writes_nothing(tmp_path: Pa
     directory = tmp_path / "p"
     async with opened(directory) as partition:
         await commit(partition, make_batch(values(3)))
-        late = partition.log.begin_sync(lambda: write_snapshot(directory, Offset(3), partition.producers))
+        late = partition.log.begin_sync(
+            lambda: write_snapshot(directory, Offset(3), partition.producers, committed=Offset(3))
+        )
     before = {path.name: path.read_bytes() for path in directory.iterdir()}
     late.run()
     late.write_checkpoint()
