@@ -109,8 +109,10 @@ class DataDir:
                 yield match["topic"], int(match["index"]), path
 
     def release(self) -> None:
-        """Let another process have it."""
-        os.close(self._lock)
+        """Let another process have it; once is enough."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def _lock(path: Path) -> int:

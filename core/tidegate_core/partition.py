@@ -646,8 +646,8 @@ class Partition:
 
     def close(self) -> None:
         """Answer everyone who waits, and close the files; what was not synced stays unacknowledged."""
-        self._fail(PartitionClosed(f"{self.topic}-{self.index} is closed", hint="ask for the partition's leader again"))
         self.is_closed = True
+        self._fail(PartitionClosed(f"{self.topic}-{self.index} is closed", hint="ask for the partition's leader again"))
         self.log.close()
 
     def swap_in(self, new: Segment, bases: Sequence[Offset]) -> bool:

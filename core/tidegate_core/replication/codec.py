@@ -57,7 +57,7 @@ _POSITION_READ: Final = struct.Struct(">20siqiq")
 _REPLICA_READ: Final = struct.Struct(">20shiiqqiqqi")
 """As above, with the key as one piece, under which it is remembered."""
 
-_CODES: Final = {code.value: code for code in ErrorCode}
+_CODES: Final[dict[int, ErrorCode]] = {code.value: code for code in ErrorCode}
 
 
 def encode(message: PeerMessage) -> list[bytes | memoryview]:

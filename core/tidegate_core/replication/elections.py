@@ -50,10 +50,12 @@ class Elections:
         self._beginning: dict[NodeId, dict[ReplicaKey, BeginEpoch]] = defaultdict(dict)
         self._ending: dict[NodeId, dict[ReplicaKey, EndEpoch]] = defaultdict(dict)
         self._is_scheduled = False
+        self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Stop."""
+        """Stop; nothing is saved or said any more."""
+        self._is_closed = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -85,12 +87,14 @@ class Elections:
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._is_scheduled:
+        if not self._is_scheduled and not self._is_closed:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._start)
 
     def _start(self) -> None:
         self._is_scheduled = False
+        if self._is_closed:
+            return
         unsaved, self._unsaved = self._unsaved, {}
         if unsaved:
             self._spawn(self._save_all(list(unsaved.values())))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
@@ -33,6 +35,13 @@ REQUESTS_MAX: Final = 1000
 CONNECT_TIMEOUT_S: Final = 2.0
 """For a connection; a node behind a broken link does not even refuse."""
 
+UNACKNOWLEDGED_MS_MAX: Final = 2_000
+"""How long the other kernel may leave what was sent unacknowledged before the connection counts as broken. Without it
+TCP would wait ever longer between its attempts, and a cluster would stay cut for as long again as its links were."""
+
+FORWARD_CONNECTIONS: Final = 4
+"""To one node: an answer of the controller may take seconds, and a connection's requests are answered in turn."""
+
 _NODE: Final = "tidegate-node"
 _LENGTH: Final = struct.Struct(">i")
 _REQUEST_HEADER: Final = struct.Struct(">ihhih")
@@ -50,6 +59,10 @@ class PeerUnreachable(PeerError):  # noqa: N818  # named for what happened
     def __init__(self, message: str, *, is_down: bool) -> None:
         super().__init__(message)
         self.is_down = is_down
+
+    def again(self) -> PeerUnreachable:
+        """For another one who waits: an exception that is raised keeps what raised it."""
+        return PeerUnreachable(str(self), is_down=self.is_down)
 
 
 class PeerTimeout(PeerError):  # noqa: N818
@@ -115,6 +128,10 @@ class PeerName:
             raise MessageError(f"client {client_id[:100]!r} is not a node of a cluster") from error
 
 
+_Key = tuple[NodeId, Lane, int]
+"""The node, what it is asked, and which of the connections for that."""
+
+
 class _Connection(asyncio.BufferedProtocol):
     """One connection: requests out, answers in, told apart by their correlation ids."""
 
@@ -129,17 +146,27 @@ class _Connection(asyncio.BufferedProtocol):
         self._filled = 0
         self._can_write = asyncio.Event()
         self._can_write.set()
-        self.is_lost = False
+        self._ended = ""
+        """Why this side ended it."""
+        self._lost: PeerUnreachable | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Nothing can be asked here any more."""
+        return self._lost is not None or bool(self._ended)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        connected: socket.socket = transport.get_extra_info("socket")
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS_MAX)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.is_lost = True
+        is_down = not self._ended and (error is None or isinstance(error, ConnectionError))
+        self._lost = PeerUnreachable(self._ended or f"the connection broke: {error or 'closed'}", is_down=is_down)
         self._can_write.set()
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(PeerUnreachable(f"the connection broke: {error or 'closed'}", is_down=True))
+                answer.set_exception(self._lost.again())
         self._answers.clear()
 
     def pause_writing(self) -> None:
@@ -165,7 +192,7 @@ class _Connection(asyncio.BufferedProtocol):
         while end - at >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(data, at)
             if not _LENGTH.size <= length <= ANSWER_BYTES_MAX:
-                self._transport.abort()
+                self.end(f"an answer of {length} bytes")
                 return
             at += _LENGTH.size
             if at + length > end:
@@ -194,17 +221,17 @@ class _Connection(asyncio.BufferedProtocol):
         answer = self._answers[number] = self._loop.create_future()
         try:
             await self._can_write.wait()
-            if self.is_lost:
-                raise PeerUnreachable("the connection broke", is_down=True)
+            if self._lost is not None:
+                raise self._lost.again()
             self._transport.writelines([header, name, *buffers])
             frame: memoryview = await answer
         finally:
             self._answers.pop(number, None)
         return frame
 
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+    def end(self, reason: str) -> None:
+        self._ended = reason
+        self._transport.abort()
 
 
 class TcpPeerNetwork:
@@ -213,8 +240,10 @@ class TcpPeerNetwork:
     def __init__(self, name: PeerName) -> None:
         self._name = str(name).encode()
         self._addresses: dict[NodeId, Address] = {}
-        self._connections: dict[tuple[NodeId, Lane], _Connection] = {}
-        self._opening: dict[tuple[NodeId, Lane], asyncio.Task[_Connection]] = {}
+        self._connections: dict[_Key, _Connection] = {}
+        self._opening: dict[_Key, asyncio.Task[_Connection]] = {}
+        self._asking: Counter[_Key] = Counter()
+        """How many requests wait for an answer, or for their connection."""
 
     def set_name(self, name: PeerName) -> None:
         """Who this node is, in every request from now on."""
@@ -222,11 +251,12 @@ class TcpPeerNetwork:
 
     def set_addresses(self, addresses: Mapping[NodeId, Address]) -> None:
         """Where the nodes are; connections to another address than before are closed."""
-        for (node, lane), connection in list(self._connections.items()):
-            if addresses.get(node) != self._addresses.get(node):
-                connection.close()
-                del self._connections[node, lane]
+        moved = {node for node, address in self._addresses.items() if addresses.get(node) != address}
         self._addresses = dict(addresses)
+        for key in [key for key in self._connections if key[0] in moved]:
+            self._connections.pop(key).end(f"node {key[0]} is at another address now")
+        for key in [key for key in self._opening if key[0] in moved]:
+            self._opening.pop(key).cancel()
 
     async def request(self, node: NodeId, lane: Lane, message: PeerRequest, timeout_s: float) -> PeerResponse:
         """Ask `node`, and return its answer.
@@ -234,50 +264,89 @@ class TcpPeerNetwork:
         Raises:
             PeerUnreachable, PeerTimeout, PeerRefused: there is none.
         """
+        keys = [(node, lane, number) for number in range(FORWARD_CONNECTIONS if lane is Lane.FORWARD else 1)]
+        key = min(keys, key=self._asking.__getitem__)
+        self._asking[key] += 1
         try:
             async with asyncio.timeout(timeout_s):
-                connection = self._connections.get((node, lane))
-                if connection is None or connection.is_lost:
-                    connection = await self._open(node, lane)
-                answer = decode(await connection.request(self._name, message))
+                answer = await self._ask(key, message)
         except TimeoutError:
             raise PeerTimeout(f"node {node} did not answer within {timeout_s} s") from None
-        except MessageError as error:
-            raise PeerUnreachable(f"node {node} answers what is no answer: {error}", is_down=False) from error
+        finally:
+            self._asking[key] -= 1
         if isinstance(answer, Refused):
             raise PeerRefused(answer.error, f"node {node}: {answer.reason}")
-        return cast("PeerResponse", answer)
+        return answer
 
-    async def _open(self, node: NodeId, lane: Lane) -> _Connection:
-        opening = self._opening.get((node, lane))
+    async def _ask(self, key: _Key, message: PeerRequest) -> PeerResponse:
+        connection = self._connections.get(key)
+        if connection is None or connection.is_lost:
+            connection = await self._open(key)
+        frame = await connection.request(self._name, message)
+        try:
+            return _decode_answer(frame)
+        except MessageError as error:
+            reason = f"node {key[0]} answers what is no answer: {error}"
+            connection.end(reason)
+            raise PeerUnreachable(reason, is_down=False) from error
+
+    async def _open(self, key: _Key) -> _Connection:
+        opening = self._opening.get(key)
         if opening is None:
-            opening = self._opening[node, lane] = asyncio.create_task(self._connect(node, lane))
-            opening.add_done_callback(lambda _done: self._opening.pop((node, lane), None))
-        return await asyncio.shield(opening)
+            opening = self._opening[key] = asyncio.create_task(self._connect(key))
+            opening.add_done_callback(lambda done: self._opened(key, done))
+        await asyncio.wait([opening])
+        if opening.cancelled():
+            raise PeerUnreachable(f"the connection to node {key[0]} was given up", is_down=False)
+        return opening.result()
 
-    async def _connect(self, node: NodeId, lane: Lane) -> _Connection:
+    def _opened(self, key: _Key, opening: asyncio.Task[_Connection]) -> None:
+        if self._opening.get(key) is opening:
+            del self._opening[key]
+        if not opening.cancelled():
+            opening.exception()  # nobody may be left to see it
+
+    async def _connect(self, key: _Key) -> _Connection:
+        node = key[0]
         address = self._addresses.get(node)
         if address is None:
             raise PeerUnreachable(f"the address of node {node} is not known", is_down=False)
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(_Connection, address.host, address.port)
+                connection = await _connect(address)
         except TimeoutError:
             raise PeerUnreachable(f"node {node} at {address} does not take connections", is_down=False) from None
         except OSError as error:
             is_down = isinstance(error, ConnectionError)
             raise PeerUnreachable(f"node {node} at {address}: {error.strerror or error}", is_down=is_down) from error
-        self._connections[node, lane] = connection
+        self._connections[key] = connection
         return connection
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and open no more."""
         opening = list(self._opening.values())
-        for task in opening:
-            task.cancel()
+        self.set_addresses({})
         await asyncio.gather(*opening, return_exceptions=True)
-        for connection in self._connections.values():
-            connection.close()
-        self._connections.clear()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # lets the loop tell the connections
+
+
+def _decode_answer(frame: memoryview) -> PeerResponse:
+    answer = decode(frame)
+    if not isinstance(answer, PeerResponse):
+        raise MessageError(f"a {type(answer).__name__}")
+    return answer
+
+
+async def _connect(address: Address) -> _Connection:
+    """Connect to the first address of the host that takes it; the last one's error if none does."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    for number, (family, _, _, _, where) in enumerate(found, 1):
+        try:
+            _, connection = await loop.create_connection(_Connection, str(where[0]), int(where[1]), family=family)
+        except OSError:
+            if number == len(found):
+                raise
+        else:
+            return connection
+    raise OSError(f"{address.host} has no address")
