@@ -71,6 +71,9 @@ class Connection(asyncio.BufferedProtocol):
         self._held_bytes = 0
         """Of requests that are not answered."""
         self._is_reading = True
+        self._is_node = False
+        """Another node of the cluster: it is read on although clients take all memory, since what they wait for is
+        often that a follower's next fetch says what it has."""
         self._passage: asyncio.TimerHandle | None = None
         """Set while the request on its way is read although there is no room for it."""
         self._has_work = asyncio.Event()
@@ -260,7 +263,9 @@ class Connection(asyncio.BufferedProtocol):
     async def _answer(self, frame: memoryview) -> Sequence[bytes | memoryview]:
         header = decode_request_header(frame)
         if header.api_key == PEER_API:  # neither waits for room: the cluster would stop for a client that does not read
-            return await self._server.peers.answer(header, frame)
+            buffers = await self._server.peers.answer(header, frame)
+            self._is_node = True
+            return buffers
         dispatcher = await asyncio.shield(self._server.dispatcher)
         if is_produce(frame):
             assert self._server.node is not None
@@ -300,8 +305,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _must_pause(self) -> bool:
         if self._frame is not None:
-            return self._passage is None and self._server.half_read.is_full
-        return self._has_enough() or self._server.requests.is_full
+            return not self._is_node and self._passage is None and self._server.half_read.is_full
+        return self._has_enough() or (not self._is_node and self._server.requests.is_full)
 
     def _pause(self) -> None:
         self._is_reading = False

@@ -54,12 +54,18 @@ class PeerServer:
             return Refused(
                 ErrorCode.inconsistent_cluster_id, f"this is cluster {self.cluster_id}, not {name.cluster_id or 'none'}"
             )
-        self.heard[name.node_id] = name.directory_id, self._loop.time()
+        self._hear(name)
         if self.handler is None:
             return Refused(ErrorCode.broker_not_available, "this node has just started")
         if isinstance(message, PeerResponse):
             raise MessageError(f"a {type(message).__name__} is not a request")
         return await self.handler.handle(name.node_id, message)
+
+    def _hear(self, name: PeerName) -> None:
+        self.heard.pop(name.node_id, None)
+        self.heard[name.node_id] = name.directory_id, self._loop.time()
+        if len(self.heard) > NAMES_MAX:
+            del self.heard[next(iter(self.heard))]
 
     def _name(self, client_id: str) -> PeerName:
         name = self._names.get(client_id)
