@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,12 @@ class CoreCounts:
             return sum(self._end_offset(index) for index in topic.partitions)
         except KafkaException:
             return 0
+
+    def busiest_node(self) -> int:
+        """The id of the node that leads most partitions of the stream."""
+        topic = self._client.list_topics(self._stream, timeout=5.0).topics[self._stream]
+        leaders = Counter(int(part.leader) for part in topic.partitions.values())
+        return leaders.most_common(1)[0][0]
 
     def _end_offset(self, partition: int) -> int:
         wanted = TopicPartition(self._stream, partition)

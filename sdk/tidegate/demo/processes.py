@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,6 +124,15 @@ class ListeningPart(Part):
             await asyncio.sleep(_POLL_INTERVAL_S)
         facts: dict[str, Any] = json.loads(self._ready_path.read_text(encoding="utf-8"))
         return Address.parse(facts["listen"])
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports of 127.0.0.1 that were free a moment ago: nodes have to know of each other before they listen."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports: list[int] = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
 
 
 class Processes:

@@ -1,4 +1,7 @@
-"""The story the demo tells: events flow, the uplink is cut, an edge is killed, the tide runs out, all is counted."""
+"""The story the demo tells: events flow, a leader dies, the uplink is cut, an edge dies, all is counted.
+
+The core is a cluster of three nodes; what its clients are told is where all three are.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Final
 from tidegate.demo.counts import CoreCounts, Counts, FleetCounts, GroupCounts, acknowledged_events
 from tidegate.demo.display import Display
 from tidegate.demo.options import DemoOptions
-from tidegate.demo.processes import ListeningPart, Part, Processes
+from tidegate.demo.processes import ListeningPart, Part, Processes, free_ports
 from tidegate.demo.proof import Proof, prove
 from tidegate.demo.relay import Relay
 from tidegate_wire.address import Address
@@ -22,6 +25,14 @@ STREAM: Final = "events"
 GROUP: Final = "demo"
 EDGES: Final = ("plant-north", "plant-south")
 MEMBERS: Final = 2
+NODES: Final = 3
+"""Of the core: the smallest cluster that survives the death of one."""
+
+LEADER_PART: Final = 0.15
+"""Of the fleet's time passes before the node that leads most of the stream is killed."""
+
+LEADER_GONE_S: Final = 2.0
+"""For how long it stays dead: long enough to see that nothing waits for it."""
 
 QUIET_PART: Final = 0.3
 """Of the fleet's time passes before the uplink is cut."""
@@ -57,7 +68,10 @@ class Story:
         self._processes = processes
         self._relay = relay
         self._display = display
-        self._core: Address | None = None
+        self._core = ""
+        """Where the nodes of the core are, as clients are told."""
+        self._nodes: list[ListeningPart] = []
+        self._node_addresses: list[Address] = []
         self._edges: list[ListeningPart] = []
         self._edge_addresses: list[Address] = []
         self._others: list[Part] = []
@@ -82,13 +96,15 @@ class Story:
     async def _tell(self) -> Proof:
         display, options = self._display, self._options
         display.headline("every event once, in order, none lost: watch it break, and count")
-        display.phase("starting a core, a bridge, two edges and two consumers, each its own process")
+        display.phase("starting three core nodes, a bridge, two edges and two consumers, each its own process")
         await self._start_parts()
         fleet = await self._start_fleet()
         start_s = time.monotonic()
         who = "1 device replays" if options.devices == 1 else f"{options.devices} devices replay"
         display.phase(f"{who} recorded temperatures, {RATE_HZ * options.devices:,.0f} events a second")
-        cut_s = start_s + QUIET_PART * options.seconds
+        await self._watch_until(start_s + LEADER_PART * options.seconds)
+        await self._kill_a_leader()
+        cut_s = max(start_s + QUIET_PART * options.seconds, time.monotonic())
         await self._watch_until(cut_s)
         if options.outage_s:
             self._relay.cut()
@@ -107,24 +123,49 @@ class Story:
         display.phase("the devices are done; the last events arrive")
         missed = await self._drain()
         display.phase("a fresh consumer reads everything, and the devices' ledger is compared with it")
-        return await prove(str(self._core), STREAM, self._ledger, missed_by_group=missed)
+        return await prove(self._core, STREAM, self._ledger, missed_by_group=missed)
 
     async def _start_parts(self) -> None:
-        core = self._part("core", "--node-id", "1", "--listen", "127.0.0.1:0", data_dir="core")
-        await self._processes.start(core)
-        self._core = await core.ready()
-        self._core_counts = CoreCounts(str(self._core), STREAM)
-        bridge = self._part("bridge", "--listen", "127.0.0.1:0", "--core", str(self._core))
+        await self._start_core()
+        self._core_counts = CoreCounts(self._core, STREAM)
+        bridge = self._part("bridge", "--listen", "127.0.0.1:0", "--core", self._core)
         self._uplink = await self._relay.start()
         self._edges = [self._edge(name, "127.0.0.1:0") for name in EDGES]
-        self._others = [core, bridge]
+        self._others = [bridge]
         for number, output in enumerate(self._group_counts.paths, start=1):
-            arguments = ["-m", "tidegate.demo.group_member", str(self._core), GROUP, STREAM, str(output)]
+            arguments = ["-m", "tidegate.demo.group_member", self._core, GROUP, STREAM, str(output)]
             self._others.append(Part(f"consumer-{number}", arguments, self._directory))
-        for part in (bridge, *self._edges, *self._others[2:]):
+        for part in (bridge, *self._edges, *self._others[1:]):
             await self._processes.start(part)
         self._relay.target = await bridge.ready()
         self._edge_addresses = [await edge.ready() for edge in self._edges]
+
+    async def _start_core(self) -> None:
+        self._node_addresses = [Address("127.0.0.1", port) for port in free_ports(NODES)]
+        self._core = ",".join(map(str, self._node_addresses))
+        self._nodes = [self._node(number) for number in range(NODES)]
+        for node in self._nodes:
+            await self._processes.start(node)
+        for node in self._nodes:
+            await node.ready()
+
+    def _node(self, number: int) -> ListeningPart:
+        voters = ",".join(f"{voter}@{address}" for voter, address in enumerate(self._node_addresses, start=1))
+        name = f"core-{number + 1}"
+        arguments = ["--node-id", str(number + 1), "--listen", str(self._node_addresses[number]), "--voters", voters]
+        return self._part("core", *arguments, name=name, data_dir=name)
+
+    async def _kill_a_leader(self) -> None:
+        """kill -9 of the node that leads most of the stream, and a start on the same disk some time later."""
+        assert self._core_counts is not None
+        number = await asyncio.to_thread(self._core_counts.busiest_node) - 1
+        self._display.phase(f"core-{number + 1}, which leads the stream, is killed with kill -9: the other two go on")
+        dead, self._nodes[number] = self._nodes[number], self._node(number)
+        await dead.kill()
+        await self._watch_until(time.monotonic() + LEADER_GONE_S, without=self._nodes[number])
+        await self._processes.start(self._nodes[number])
+        await self._nodes[number].ready()
+        self._display.phase(f"core-{number + 1} is back, and catches up")
 
     def _part(self, command: str, *arguments: str, name: str = "", data_dir: str = "") -> ListeningPart:
         data = ["--data-dir", str(self._directory / data_dir)] if data_dir else []
@@ -157,10 +198,10 @@ class Story:
         await self._processes.start(self._edges[-1])
         await self._edges[-1].ready()
 
-    async def _watch_until(self, time_s: float) -> None:
-        """Show the counts until `time_s`, in seconds of `time.monotonic`."""
+    async def _watch_until(self, time_s: float, *, without: Part | None = None) -> None:
+        """Show the counts until `time_s`, in seconds of `time.monotonic`; all parts have to run, `without` excepted."""
         while time.monotonic() < time_s:
-            await self._tick()
+            await self._tick(without)
             await asyncio.sleep(min(_TICK_S, max(0.0, time_s - time.monotonic())))
 
     async def _drain(self) -> int:
@@ -174,21 +215,22 @@ class Story:
                 return missed
             await asyncio.sleep(_TICK_S)
 
-    async def _tick(self) -> None:
+    async def _tick(self, without: Part | None = None) -> None:
         """Show the counts as they are now.
 
         Raises:
             PartFailedError: a part that has to run ended.
         """
-        for part in (*self._edges, *self._others):
-            if not part.running:
+        for part in (*self._nodes, *self._edges, *self._others):
+            if part is not without and not part.running:
                 raise part.failure("ended before the demo did")
         assert self._core_counts is not None
         published, acknowledged = self._fleet_counts.read()
         committed = await asyncio.to_thread(self._core_counts.read)
         consumed = self._group_counts.read()
         # The numbers are not of one instant; what is further along is at least as new.
-        committed = max(committed, consumed)
+        # Records that nodes write for themselves, one at each election, count as committed too.
+        committed = min(max(committed, consumed), published)
         published, acknowledged = max(published, committed), max(acknowledged, committed)
         self._display.counts(
             Counts(published=published, acknowledged=acknowledged, committed=committed, consumed=consumed)
