@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from random import Random
 from typing import Final, Protocol
 
 from tidegate_core.raft.messages import BeginEpoch, EndEpoch, VoteRequest, VoteResponse, VoteState
@@ -56,6 +55,13 @@ class Log(Protocol):
 
     def end_offset_for_epoch(self, epoch: LeaderEpoch) -> tuple[LeaderEpoch, Offset]:
         """The largest epoch at or below `epoch`, and where it ends; (-1, -1) if none is known or `epoch` is newer."""
+
+
+class Randomness(Protocol):
+    """`random.Random`, or something more predictable."""
+
+    def randrange(self, stop: int, /) -> int:
+        """A number from 0 on, below `stop`."""
 
 
 class Role(Enum):
@@ -148,7 +154,7 @@ class Replica:
         log: Log,
         vote: VoteState,
         *,
-        random: Random,
+        random: Randomness,
         timing: Timing,
         high_watermark: Offset,
     ) -> None:
