@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any
 
 from tidegate_core.errors import StorageError
 from tidegate_core.raft.messages import BeginEpoch, EndEpoch, ReplicaKey, VoteRequest, VoteResponse, VoteState
@@ -113,11 +114,11 @@ class Elections:
         for voter, ended in ending.items():
             self._spawn(self._tell_end(voter, EndEpochs(list(ended.items()))))
 
-    def _spawn(self, work: object) -> None:
-        assert asyncio.iscoroutine(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # --- saving
 
@@ -194,7 +195,8 @@ class Elections:
                 touched.append(hosted)
             self._settle(hosted)
         if touched:
-            await self._save_all(touched)
+            # The candidate's connection may break meanwhile, which cancels this; the votes are saved nevertheless.
+            await asyncio.shield(self._spawn(self._save_all(touched)))
             answers = [
                 (key, response if response is None or self._is_kept(key, response) else None)
                 for key, response in answers
