@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import drain, facts, kafka, latency, memory, puback
+from bench import cluster, drain, facts, kafka, latency, memory, puback
 from bench.report import Measurement, print_table
 
 BENCHMARKS: dict[str, Callable[[Path], list[Measurement]]] = {
     "puback": puback.run,
     "drain": drain.run,
     "kafka": kafka.run,
+    "cluster": cluster.run,
     "latency": latency.run,
     "memory": memory.run,
 }
