@@ -45,6 +45,8 @@ class MetadataLog:
         """Called after records were applied, with what they changed."""
         self._snapshot_interval = snapshot_interval_records
         self._snapshot_offset = Offset(0)
+        """Of the newest snapshot on the disk."""
+        self._next_snapshot = Offset(snapshot_interval_records)
         self._waits: list[tuple[Offset, int, asyncio.Future[None]]] = []
         self._wait_numbers = itertools.count()
 
@@ -96,8 +98,7 @@ class MetadataLog:
             future = heappop(self._waits)[2]
             if not future.done():
                 future.set_result(None)
-        if self.applied_offset - self._snapshot_offset >= self._snapshot_interval:
-            self._write_snapshot()
+        self._keep_short()
 
     async def applied(self, offset: Offset) -> None:
         """Return when all records before `offset` are in the image."""
@@ -121,6 +122,7 @@ class MetadataLog:
             self.image.begin_anew(decode_snapshot(state[1]))
             self.applied_offset = offset
         self._snapshot_offset = offset
+        self._next_snapshot = Offset(offset + self._snapshot_interval)
 
     def _apply(self, read: Callable[[Offset], Sequence[bytes]], end: Offset) -> None:
         while self.applied_offset < end:
@@ -140,14 +142,20 @@ class MetadataLog:
                 self.image.apply(record.key, record.value)
         self.applied_offset = Offset(header.last_offset + 1)
 
-    def _write_snapshot(self) -> None:
-        """Both writes at once, so that nobody sees a log whose beginning is gone without the snapshot of it."""
+    def _keep_short(self) -> None:
+        """Write a snapshot if one is due, and let the log begin where the newest one ends.
+
+        Both at once, so that no follower is sent to a log whose beginning is gone without the snapshot of it; what a
+        crash in between left over is done here too.
+        """
         partition, offset = self.partition, self.applied_offset
-        self._snapshot_offset = offset  # also if it fails: the next try is an interval later
         try:
-            write_app_state(partition.log.directory, offset, encode_snapshot(self.image))
-            partition.delete_before(offset)
+            if offset >= self._next_snapshot:
+                self._next_snapshot = Offset(offset + self._snapshot_interval)  # if this fails, try again by then
+                write_app_state(partition.log.directory, offset, encode_snapshot(self.image))
+                self._snapshot_offset = offset
+                _log.info("metadata_snapshot_written", offset=offset, topics=len(self.image.topics))
+            if partition.log_start_offset < self._snapshot_offset <= partition.high_watermark:
+                partition.delete_before(self._snapshot_offset)
         except (OSError, PartitionError) as error:
-            _log.warning("metadata_snapshot_not_written", offset=offset, error=str(error))
-            return
-        _log.info("metadata_snapshot_written", offset=offset, topics=len(self.image.topics))
+            _log.warning("metadata_not_shortened", offset=offset, error=str(error))

@@ -21,13 +21,17 @@ class _Load:
     def __init__(self, partitions: Iterable[Replicas]) -> None:
         self.replicas: Counter[NodeId] = Counter()
         self.leaders: Counter[NodeId] = Counter()
+        self.pairs: Counter[tuple[NodeId, NodeId]] = Counter()
+        """How often a leader has a follower: not always the same, so that many share the work of one that dies."""
         for nodes in partitions:
             self.add(nodes)
 
     def add(self, nodes: Replicas) -> None:
         """A partition is on `nodes`, the first of which leads."""
         self.replicas.update(nodes)
-        self.leaders[nodes[0]] += 1
+        leader, *followers = nodes
+        self.leaders[leader] += 1
+        self.pairs.update((leader, follower) for follower in followers)
 
 
 def place_partitions(
@@ -53,22 +57,22 @@ def place_partitions(
             f"{replication_factor} replicas on {len(nodes)} nodes; from 1 to {len(nodes)} are possible",
         )
     topic, cluster = _Load(in_topic), _Load(in_all)
-    ring = sorted(nodes)
-    dead = {node for node in ring if not is_alive(node)}
+    dead = {node for node in nodes if not is_alive(node)}
     placed: list[Replicas] = []
     for _ in range(count):
-        first = sum(topic.replicas.values()) % len(ring)
-        turn = {node: (place - first) % len(ring) for place, node in enumerate(ring)}
 
-        def by_replicas(node: NodeId, turn: dict[NodeId, int] = turn) -> tuple[object, ...]:
-            return node in dead, topic.replicas[node], cluster.replicas[node], topic.leaders[node], turn[node]
+        def as_leader(node: NodeId) -> tuple[object, ...]:
+            led = topic.leaders[node], cluster.leaders[node]
+            return node in dead, *led, topic.replicas[node], cluster.replicas[node], node
 
-        def by_leaders(node: NodeId, turn: dict[NodeId, int] = turn) -> tuple[object, ...]:
-            return node in dead, topic.leaders[node], cluster.leaders[node], turn[node]
+        leader = min(nodes, key=as_leader)
 
-        chosen = sorted(ring, key=by_replicas)[:replication_factor]
-        leader = min(chosen, key=by_leaders)
-        partition = (leader, *(node for node in chosen if node != leader))
+        def as_follower(node: NodeId, leader: NodeId = leader) -> tuple[object, ...]:
+            has = topic.replicas[node], cluster.replicas[node]
+            return node in dead, *has, -topic.leaders[node], cluster.pairs[leader, node], node
+
+        followers = sorted((node for node in nodes if node != leader), key=as_follower)
+        partition = (leader, *followers[: replication_factor - 1])
         placed.append(partition)
         topic.add(partition)
         cluster.add(partition)

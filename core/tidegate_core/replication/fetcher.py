@@ -17,6 +17,7 @@ from tidegate_core.log.partition_snapshot import PartitionSnapshot
 from tidegate_core.raft.messages import BeginEpoch, ReplicaKey
 from tidegate_core.replication.hosted import HostedReplica
 from tidegate_core.replication.messages import (
+    METADATA_KEY,
     FetchedReplica,
     FollowerPosition,
     Lane,
@@ -269,7 +270,8 @@ class LeaderFetcher:
             partition.append_as_follower(memoryview(records), self._owner.wall_clock_ms())
         replica.on_fetched(self.leader, item.epoch, item.high_watermark)
         self._owner.settle(hosted)
-        if item.log_start_offset > partition.log_start_offset:
+        is_metadata = hosted.key == METADATA_KEY  # whose beginning goes only with a snapshot of this node's own
+        if item.log_start_offset > partition.log_start_offset and not is_metadata:
             partition.delete_before(Offset(min(item.log_start_offset, partition.high_watermark)))
             if not has_records:
                 self._changed[item.key] = None
