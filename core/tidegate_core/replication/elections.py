@@ -195,7 +195,8 @@ class Elections:
                 touched.append(hosted)
             self._settle(hosted)
         if touched:
-            # The candidate's connection may break meanwhile, which cancels this; the votes are saved nevertheless.
+            # As a task, so that it shares a sync with what `attend` was told of, and goes on when the candidate's
+            # connection breaks, which cancels this.
             await asyncio.shield(self._spawn(self._save_all(touched)))
             answers = [
                 (key, response if response is None or self._is_kept(key, response) else None)

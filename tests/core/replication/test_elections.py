@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import cast
 from uuid import UUID
+
+import pytest
 
 from tests.core.raft.group import TIMING, MemoryLog
 from tidegate_core.partition import Partition
@@ -88,6 +91,22 @@ async def test_a_vote_is_on_the_disk_before_the_candidate_hears_of_it(tmp_path: 
     assert key == KEY
     assert answer is not None
     assert answer.is_granted
+
+
+async def test_a_vote_takes_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with voting(tmp_path) as (voter, votes):
+        await votes.save({KEY: VoteState(LeaderEpoch(0))})
+        syncs: list[int] = []
+        fdatasync = os.fdatasync
+
+        def count(file: int) -> None:
+            syncs.append(file)
+            fdatasync(file)
+
+        monkeypatch.setattr(os, "fdatasync", count)
+        await voter.elections.on_votes(Votes([(KEY, STANDS)]), lambda _hosted: False)
+        await votes.close()  # nothing else is on its way
+        assert len(syncs) == 1
 
 
 async def test_a_replica_that_is_not_here_has_no_vote(tmp_path: Path) -> None:
