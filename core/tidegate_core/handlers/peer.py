@@ -31,7 +31,7 @@ class PeerServer:
         self.heard: dict[NodeId, tuple[UUID, float]] = {}
         """From which directory a node asked last, and when (loop's clock)."""
         self._loop = asyncio.get_running_loop()
-        self._names: dict[str, PeerName] = {}
+        self._names: dict[str, tuple[PeerName, NodeId]] = {}
 
     async def answer(self, header: RequestHeader, frame: memoryview) -> list[bytes | memoryview]:
         """The answer to a node's request, as the buffers of a whole frame.
@@ -39,17 +39,19 @@ class PeerServer:
         Raises:
             MessageError: it is not the request of a node.
         """
-        name = self._name(header.client_id or "")
+        name, asked = self._parse(header.client_id or "")
         message = decode(frame[header.body_offset :].toreadonly())
-        buffers = encode(await self._answer(name, message))
+        buffers = encode(await self._answer(name, asked, message))
         size_bytes = sum(map(len, buffers)) + 4
         return [_FRAME.pack(size_bytes, header.correlation_id), *buffers]
 
-    async def _answer(self, name: PeerName, message: PeerRequest | PeerResponse) -> PeerResponse:
+    async def _answer(self, name: PeerName, asked: NodeId, message: PeerRequest | PeerResponse) -> PeerResponse:
+        if self.greeter is None:
+            return Refused(ErrorCode.broker_not_available, "this node has just started")
         if isinstance(message, Hello):
-            if self.greeter is None:
-                return Refused(ErrorCode.broker_not_available, "this node has just started")
             return self.greeter.hello(message)
+        if asked != self.greeter.node_id:
+            return Refused(ErrorCode.broker_not_available, f"this is node {self.greeter.node_id}, not node {asked}")
         if self.cluster_id is None or name.cluster_id != self.cluster_id:
             return Refused(
                 ErrorCode.inconsistent_cluster_id, f"this is cluster {self.cluster_id}, not {name.cluster_id or 'none'}"
@@ -67,11 +69,11 @@ class PeerServer:
         if len(self.heard) > NAMES_MAX:
             del self.heard[next(iter(self.heard))]
 
-    def _name(self, client_id: str) -> PeerName:
-        name = self._names.get(client_id)
-        if name is None:
-            name = PeerName.parse(client_id)
+    def _parse(self, client_id: str) -> tuple[PeerName, NodeId]:
+        parsed = self._names.get(client_id)
+        if parsed is None:
+            parsed = PeerName.parse(client_id)
             if len(self._names) >= NAMES_MAX:
                 self._names.clear()
-            self._names[client_id] = name
-        return name
+            self._names[client_id] = parsed
+        return parsed

@@ -87,6 +87,11 @@ class Greeter:
         self._greeted: dict[NodeId, tuple[UUID, float]] = {}
         """As `heard`, of nodes that have no cluster yet, so that two under one id don't found one each."""
 
+    @property
+    def node_id(self) -> NodeId:
+        """This node."""
+        return self._identity.node_id
+
     def hello(self, message: Hello) -> Welcome | Refused:
         """Who this node is, or why the other one may not be here."""
         me = self._identity

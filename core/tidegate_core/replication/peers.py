@@ -1,7 +1,7 @@
 """Speaks to other nodes: one connection for each node and kind of request, opened when it is needed.
 
-Every request says in its header's client id who sends it (`PeerName`), so that nothing depends on what was said before
-on the same connection.
+Every request says in its header's client id who sends it (`PeerName`) and whom it asks, so that nothing depends on what
+was said before on the same connection, and no node votes for another one whose address it has.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ TCP would wait ever longer between its attempts, and a cluster would stay cut fo
 
 FORWARD_CONNECTIONS: Final = 4
 """To one node: an answer of the controller may take seconds, and a connection's requests are answered in turn."""
+
+NODE_ID_MAX: Final = 2**31 - 1
 
 _NODE: Final = "tidegate-node"
 _LENGTH: Final = struct.Struct(">i")
@@ -103,29 +105,37 @@ class PeerHandler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PeerName:
-    """Who sends a request; as a text it is the client id."""
+    """Who sends a request."""
 
     node_id: NodeId
     directory_id: UUID
     cluster_id: str
     """Empty while the node has none."""
 
-    def __str__(self) -> str:
-        return f"{_NODE}/{self.node_id}/{self.directory_id}/{self.cluster_id}"
+    def asking(self, node: NodeId) -> str:
+        """The client id of a request to `node`."""
+        return f"{_NODE}/{self.node_id}/{node}/{self.directory_id}/{self.cluster_id}"
 
     @classmethod
-    def parse(cls, client_id: str) -> PeerName:
-        """Read a client id.
+    def parse(cls, client_id: str) -> tuple[PeerName, NodeId]:
+        """Read a client id: who sends the request, and whom it asks.
 
         Raises:
             MessageError: it is not one of a node.
         """
         kind, _, rest = client_id.partition("/")
         try:
-            node_id, directory_id, cluster_id = rest.split("/", 2) if kind == _NODE else [""]
-            return cls(NodeId(int(node_id)), UUID(directory_id), cluster_id)
+            sender, asked, directory_id, cluster_id = rest.split("/", 3) if kind == _NODE else [""]
+            return cls(_node_id(sender), UUID(directory_id), cluster_id), _node_id(asked)
         except ValueError as error:
             raise MessageError(f"client {client_id[:100]!r} is not a node of a cluster") from error
+
+
+def _node_id(text: str) -> NodeId:
+    number = int(text)
+    if not 0 <= number <= NODE_ID_MAX:
+        raise ValueError(number)
+    return NodeId(number)
 
 
 _Key = tuple[NodeId, Lane, int]
@@ -149,11 +159,17 @@ class _Connection(asyncio.BufferedProtocol):
         self._ended = ""
         """Why this side ended it."""
         self._lost: PeerUnreachable | None = None
+        self._heard_at = self._loop.time()
 
     @property
     def is_lost(self) -> bool:
         """Nothing can be asked here any more."""
         return self._lost is not None or bool(self._ended)
+
+    @property
+    def silent_s(self) -> float:
+        """Since bytes came, or the connection was made."""
+        return self._loop.time() - self._heard_at
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -181,6 +197,7 @@ class _Connection(asyncio.BufferedProtocol):
         return memoryview(self._landing)
 
     def buffer_updated(self, size_bytes: int) -> None:
+        self._heard_at = self._loop.time()
         if self._frame is not None:
             self._filled += size_bytes
             if self._filled == len(self._frame):
@@ -238,7 +255,7 @@ class TcpPeerNetwork:
     """The real network. `name` may be set anew when the node learns of its cluster."""
 
     def __init__(self, name: PeerName) -> None:
-        self._name = str(name).encode()
+        self._name = name
         self._addresses: dict[NodeId, Address] = {}
         self._connections: dict[_Key, _Connection] = {}
         self._opening: dict[_Key, asyncio.Task[_Connection]] = {}
@@ -247,7 +264,7 @@ class TcpPeerNetwork:
 
     def set_name(self, name: PeerName) -> None:
         """Who this node is, in every request from now on."""
-        self._name = str(name).encode()
+        self._name = name
 
     def set_addresses(self, addresses: Mapping[NodeId, Address]) -> None:
         """Where the nodes are; connections to another address than before are closed."""
@@ -271,6 +288,7 @@ class TcpPeerNetwork:
             async with asyncio.timeout(timeout_s):
                 answer = await self._ask(key, message)
         except TimeoutError:
+            self._give_up(key, timeout_s)
             raise PeerTimeout(f"node {node} did not answer within {timeout_s} s") from None
         finally:
             self._asking[key] -= 1
@@ -282,13 +300,19 @@ class TcpPeerNetwork:
         connection = self._connections.get(key)
         if connection is None or connection.is_lost:
             connection = await self._open(key)
-        frame = await connection.request(self._name, message)
+        frame = await connection.request(self._name.asking(key[0]).encode(), message)
         try:
             return _decode_answer(frame)
         except MessageError as error:
             reason = f"node {key[0]} answers what is no answer: {error}"
             connection.end(reason)
             raise PeerUnreachable(reason, is_down=False) from error
+
+    def _give_up(self, key: _Key, timeout_s: float) -> None:
+        """End a connection on which nothing came either: what was asked on it would be answered one day, in turn."""
+        connection = self._connections.get(key)
+        if connection is not None and connection.silent_s >= timeout_s / 2:  # a part of it may have gone in connecting
+            connection.end(f"node {key[0]} was silent for {timeout_s} s")
 
     async def _open(self, key: _Key) -> _Connection:
         opening = self._opening.get(key)
