@@ -48,7 +48,7 @@ async def run(settings: CoreSettings) -> None:
         advertised = Address(advertised.host, advertised.port or listening.port)
         voters = {NodeId(voter): address for voter, address in parse_voters(settings.voters).items()}
         voters = voters or {node_id: advertised}
-        network.set_addresses({voter: address for voter, address in voters.items() if voter != node_id})
+        network.set_addresses(voters)
         incarnation = uuid4()
         peers.greeter = Greeter(
             data_dir,

@@ -158,7 +158,7 @@ async def find_cluster(
     loop = asyncio.get_running_loop()
     progress_s = loop.time() + PROGRESS_S
     taken_since_s: float | None = None
-    begins = False
+    begins = is_elsewhere = False
     while True:
         hello = Hello(
             cluster_id=identity.cluster_id,
@@ -167,9 +167,12 @@ async def find_cluster(
             incarnation=incarnation,
             voters=voters,
         )
-        # A new node asks at its own address too: if another process is there, that one has its id.
-        asked = voters if others and identity.cluster_id is None else others
+        # A new node asks at its own address too: if another process is there, that one has its id, and none of the
+        # others is to hear of this one, which would keep that one out.
+        me = [voter for voter in voters if voter == identity.node_id and others and identity.cluster_id is None]
+        asked = me if is_elsewhere else me + others
         answers = await asyncio.gather(*(_ask(network, voter, hello) for voter in asked))
+        is_elsewhere = bool(me) and isinstance(answers[0], PeerRefused)
         welcomes = [answer for answer in answers if isinstance(answer, Welcome) and answer.node_id != identity.node_id]
         refusals = [answer for answer in answers if isinstance(answer, PeerRefused)]
         if any(refusal.error is ErrorCode.duplicate_broker_registration for refusal in refusals):
@@ -253,10 +256,12 @@ def _decide(
     if len(known) > 1:
         belongings = ", ".join(f"node {node} to {cluster_id}" for cluster_id, node in known.items())
         raise DataDirError(f"the voters belong to different clusters: {belongings}", hint="check their --data-dir")
+    is_voter = identity.node_id in voters
+    if not is_voter and not _is_majority_of_one_cluster(identity, voters, welcomes):
+        return False  # the only voter that has begun may lose its disk, and the voters would begin another cluster
     for welcome in welcomes:
         if welcome.cluster_id is not None:
             founders = tuple(welcome.founders)
-            is_voter = identity.node_id in voters
             is_founder = (identity.node_id, identity.directory_id) in founders
             identity.found(welcome.cluster_id, founders, is_replacement=is_voter and not is_founder)
             _log.info("cluster_joined", cluster_id=welcome.cluster_id, node_id=identity.node_id, is_founder=is_founder)

@@ -20,6 +20,7 @@ from tidegate_wire.address import Address
 from tidegate_wire.identifiers import NodeId
 
 VOTERS = (1, 2, 3)
+ANNOUNCED_S = 1.0
 
 
 class Crashed(BaseException):
@@ -69,6 +70,17 @@ class Process:
         )
         self.is_dead = False
         self.task = asyncio.create_task(self._run(net))
+        self._announcing = asyncio.create_task(self._announce(net))
+
+    async def _announce(self, net: Net) -> None:
+        """A node that has its cluster is heard by the others all the time, as by `PeerServer`."""
+        await asyncio.wait([self.task])
+        while not self.is_dead:
+            for node, other in net.processes.items():
+                is_one = other is not self and other.disk.cluster_id == self.disk.cluster_id
+                if is_one and not other.is_dead and net.is_open(self.disk.node_id, node):
+                    other.heard[self.disk.node_id] = self.disk.directory_id, asyncio.get_running_loop().time()
+            await asyncio.sleep(ANNOUNCED_S)
 
     async def _run(self, net: Net) -> None:
         try:
@@ -90,8 +102,9 @@ class Process:
 
     async def die(self) -> None:
         self.is_dead = True
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        for task in (self.task, self._announcing):
+            task.cancel()
+        await asyncio.gather(self.task, self._announcing, return_exceptions=True)
 
 
 class Net:
@@ -172,8 +185,12 @@ class Net:
 
     async def _hop(self, here: int, there: int) -> None:
         await asyncio.sleep(self.random.uniform(0, self.delay_s_max))
-        if (here, there) in self.cut or self.random.random() < self.loss:
+        if not self.is_open(here, there):
             await asyncio.sleep(3600)
+
+    def is_open(self, here: int, there: int) -> bool:
+        """Whether a message gets through, this time."""
+        return (here, there) not in self.cut and self.random.random() >= self.loss
 
 
 class PeersOf:
