@@ -219,7 +219,7 @@ def _rules(settings: CoreSettings) -> ReplicationRules:
     timeout_ms = settings.election_timeout_ms
     return ReplicationRules(
         timing=Timing(
-            election_timeout_ms=timeout_ms, stagger_ms=max(timeout_ms // 12, 5), retry_ms=max(timeout_ms // 4, 10)
+            election_timeout_ms=timeout_ms, stagger_ms=max(timeout_ms // 6, 5), retry_ms=max(timeout_ms // 4, 10)
         ),
         fetch_wait_ms=settings.heartbeat_ms,
         request_timeout_ms=timeout_ms,

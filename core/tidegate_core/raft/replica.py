@@ -84,9 +84,9 @@ class Timing:
 
     election_timeout_ms: int = 1000
     """How long a replica that knows no leader waits to hear of one, before it stands."""
-    stagger_ms: int = 80
-    """Between two voters that miss the same leader: long enough for the first to win, with two syncs, before the second
-    stands, so that they do not split the votes."""
+    stagger_ms: int = 160
+    """Between two voters that miss the same leader: long enough for the first to win hundreds of elections at once, with
+    two syncs, before the second stands, so that they do not split the votes."""
     retry_ms: int = 250
     """Before asking for votes again; a random time of up to the same is added."""
 
@@ -299,7 +299,8 @@ class Replica:
         """Voters take turns, in the order of their set, so that they do not split the votes."""
         voters = [voter for voter in self._log.voters if voter != lost]
         rank = voters.index(self.node_id) if self.node_id in voters else len(voters)
-        return rank * self._timing.stagger_ms + self._random.randrange(self._timing.stagger_ms)
+        stagger_ms = self._timing.stagger_ms
+        return rank * stagger_ms + self._random.randrange(stagger_ms // 4 + 1)
 
     def _retry_at(self, now_ms: int) -> int:
         return now_ms + self._timing.retry_ms + self._random.randrange(self._timing.retry_ms)
