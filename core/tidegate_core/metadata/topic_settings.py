@@ -114,9 +114,10 @@ def check_min_insync_replicas(settings: Mapping[str, str], replication_factor: i
 
 def describe_settings(config: LogConfig, settings: Mapping[str, str], replication_factor: int) -> dict[str, str]:
     """Every setting of a topic by Kafka's name, and its value."""
-    values = config.to_names() | {name: fixed.value for name, fixed in FIXED_SETTINGS.items()}
-    values[MIN_INSYNC_REPLICAS] = str(majority(replication_factor))
-    return {name: settings.get(name, value) for name, value in sorted(values.items())}
+    others = {name: fixed.value for name, fixed in FIXED_SETTINGS.items()}
+    others[MIN_INSYNC_REPLICAS] = str(majority(replication_factor))
+    values = config.to_names() | {name: settings.get(name, value) for name, value in others.items()}
+    return dict(sorted(values.items()))
 
 
 def note_on(name: str) -> str | None:

@@ -387,7 +387,7 @@ async def test_many_changes_at_once_are_made_one_after_the_other(controller: Con
 async def _written(majority: Majority, end: int) -> None:
     """The controller has written so far, and it is on this disk."""
     deadline_s = asyncio.get_running_loop().time() + 10
-    while majority.partition.log_end_offset < end:  # noqa: ASYNC110  # the partition has no event for it
+    while majority.partition.log_end_offset < end:  # the partition has no event for it
         assert asyncio.get_running_loop().time() < deadline_s
         await asyncio.sleep(0)
     await majority.partition.synced(majority.partition.log_end_offset)
