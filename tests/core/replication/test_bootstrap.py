@@ -53,6 +53,24 @@ async def test_in_whatever_order_nodes_start_they_found_one_cluster(order: tuple
         assert sorted(net.disks[1].founders) == [(node, net.disks[node].directory_id) for node in VOTERS]
 
 
+@settings(deadline=None, max_examples=30)
+@given(order=st.permutations((1, 2, 3, 4, 5)), delays_ms=st.lists(st.integers(0, 1000), min_size=5, max_size=5))
+def test_five_nodes_found_one_cluster_in_whatever_order_and_time_they_start(
+    order: list[int], delays_ms: list[int]
+) -> None:
+    @virtual
+    async def start_all() -> None:
+        async with Net() as net:
+            for node, delay_ms in zip(order, delays_ms, strict=True):
+                net.start(node, voters=(1, 2, 3, 4, 5))
+                await asyncio.sleep(delay_ms / 1000)
+            await net.all_found(*order)
+            assert len(net.cluster_ids()) == 1
+            assert all(disk.is_founder and len(disk.founders) == 5 for disk in net.disks.values())
+
+    start_all()
+
+
 @virtual
 async def test_a_node_alone_founds_its_cluster_at_once() -> None:
     async with Net() as net:
@@ -186,6 +204,25 @@ async def test_a_node_that_is_no_voter_joins_once_a_voter_knows_the_cluster() ->
         assert len(net.cluster_ids()) == 1
         assert not net.disks[4].is_founder
         assert 4 not in dict(net.disks[4].founders)
+
+
+@virtual
+async def test_a_node_that_is_no_voter_does_not_join_what_a_single_voter_can_lose() -> None:
+    async with Net() as net:
+        net.disk(1).crash_at_founding = "after"
+        for node in (*VOTERS, 4):
+            net.start(node)
+        await eventually(lambda: net.processes[1].is_dead)
+        net.cut = {(node, 1) for node in (2, 3)} | {(1, node) for node in (2, 3)}
+        net.start(1)
+        await asyncio.sleep(30)
+        assert net.disks[4].cluster_id is None
+        await net.crash(1)
+        net.wipe(1)
+        net.cut.clear()
+        net.start(1)
+        await net.all_found(*VOTERS, 4)
+        assert len(net.cluster_ids()) == 1
 
 
 @virtual
