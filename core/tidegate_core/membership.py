@@ -167,7 +167,8 @@ class Membership:
         except PeerRefused as error:
             raise KafkaError(error.error, str(error)) from error
         except PeerUnreachable as error:
-            raise KafkaError(ErrorCode.not_controller, str(error)) from error
+            code = ErrorCode.request_timed_out if error.was_sent else ErrorCode.not_controller
+            raise KafkaError(code, str(error)) from error
         except PeerError as error:
             raise KafkaError(ErrorCode.request_timed_out, str(error)) from error
         assert isinstance(answer, Forwarded)

@@ -56,15 +56,18 @@ class PeerError(TidegateError):
 
 
 class PeerUnreachable(PeerError):  # noqa: N818  # named for what happened
-    """There is no connection to the node. `is_down`: its address refuses, so no process is there."""
+    """There is no connection to the node. `is_down`: its address refuses, so no process is there. `was_sent`: the
+    connection broke after the request was written to it, so it may have been carried out.
+    """
 
-    def __init__(self, message: str, *, is_down: bool) -> None:
+    def __init__(self, message: str, *, is_down: bool, was_sent: bool = False) -> None:
         super().__init__(message)
         self.is_down = is_down
+        self.was_sent = was_sent
 
-    def again(self) -> PeerUnreachable:
+    def again(self, *, was_sent: bool) -> PeerUnreachable:
         """For another one who waits: an exception that is raised keeps what raised it."""
-        return PeerUnreachable(str(self), is_down=self.is_down)
+        return PeerUnreachable(str(self), is_down=self.is_down, was_sent=was_sent)
 
 
 class PeerTimeout(PeerError):  # noqa: N818
@@ -182,7 +185,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._can_write.set()
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(self._lost.again())
+                answer.set_exception(self._lost.again(was_sent=True))
         self._answers.clear()
 
     def pause_writing(self) -> None:
@@ -239,7 +242,7 @@ class _Connection(asyncio.BufferedProtocol):
         try:
             await self._can_write.wait()
             if self._lost is not None:
-                raise self._lost.again()
+                raise self._lost.again(was_sent=False)
             self._transport.writelines([header, name, *buffers])
             frame: memoryview = await answer
         finally:
@@ -306,7 +309,7 @@ class TcpPeerNetwork:
         except MessageError as error:
             reason = f"node {key[0]} answers what is no answer: {error}"
             connection.end(reason)
-            raise PeerUnreachable(reason, is_down=False) from error
+            raise PeerUnreachable(reason, is_down=False, was_sent=True) from error
 
     def _give_up(self, key: _Key, timeout_s: float) -> None:
         """End a connection on which nothing came either: what was asked on it would be answered one day, in turn."""

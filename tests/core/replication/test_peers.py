@@ -358,9 +358,11 @@ async def test_a_node_that_dies_is_told_from_one_that_is_silent(tmp_path: Path) 
         with pytest.raises(PeerUnreachable, match="the connection broke") as broken:
             await waiting
         assert broken.value.is_down
+        assert broken.value.was_sent
         with pytest.raises(PeerUnreachable) as refused:
             await network.request(NODE_2, Lane.FETCH, FETCH, LONG_S)
         assert refused.value.is_down
+        assert not refused.value.was_sent
 
 
 async def test_a_node_that_starts_again_is_reached_at_once(tmp_path: Path) -> None:
