@@ -348,7 +348,9 @@ class Replica:
         if self._observe(response.epoch, response.leader, now_ms):
             return
         asks = Role.PROSPECTIVE if response.is_pre_vote else Role.CANDIDATE
-        if self.role is not asks or response.epoch != self.epoch or not self._granted:
+        if self.role is not asks or not self._granted:
+            return
+        if response.epoch != self.epoch and not response.is_pre_vote:  # a pre-vote leaves a voter in its older epoch
             return
         if response.is_granted:
             self._granted[voter] = not response.is_conditional

@@ -114,6 +114,15 @@ def test_a_pre_vote_is_refused_while_the_leader_is_heard_and_changes_nothing() -
     assert _role(group.replicas[leader]) is Role.LEADER
 
 
+def test_the_pre_vote_of_a_voter_that_missed_an_epoch_counts() -> None:
+    """It may not know that it is a voter, so it would never stand itself, and not learn of the epoch that way."""
+    logs = MemoryLog([1, 2], [1, 5]), MemoryLog([1], [1])
+    group = Group(*logs)
+    group.start()
+    assert group.elect() == 1
+    assert group.replicas[2].epoch == group.replicas[1].epoch == 6
+
+
 def test_a_node_that_was_cut_off_does_not_depose_the_leader_when_it_is_back() -> None:
     group = Group.of(3)
     group.start()
