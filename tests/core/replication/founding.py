@@ -204,10 +204,10 @@ class PeersOf:
         return await self._net.carry(self._process, node, message, timeout_s)
 
     def set_addresses(self, addresses: Mapping[NodeId, Address]) -> None:
-        raise NotImplementedError("the addresses are known")
+        raise AssertionError("the addresses are known")
 
     async def close(self) -> None:
-        raise NotImplementedError("there is nothing to close")
+        raise AssertionError("there is nothing to close")
 
 
 def _through_codec(message: PeerMessage) -> PeerMessage:
