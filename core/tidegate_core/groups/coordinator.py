@@ -317,36 +317,48 @@ class Coordinator:
             if group.generation == 0:
                 self._remove(group_id)  # nobody ever got in, and nothing of it was written
 
-    # Sweeping: over some groups at a time, since there may be very many.
+    # Sweeping: over some offsets at a time, since there may be very many.
 
-    def offsets_gone(self, group_ids: Iterable[str], is_gone: Callable[[str, CommittedOffset], bool]) -> list[Change]:
-        """Take back the committed offsets for which `is_gone(topic, committed)` holds: what to write."""
+    def offsets_gone(
+        self, group_id: str, partitions: Iterable[TopicPartition], is_gone: Callable[[str, CommittedOffset], bool]
+    ) -> list[Change]:
+        """Take back those committed offsets for which `is_gone(topic, committed)` holds: what to write."""
+        offsets = self.offsets.get(group_id, {})
+        in_flight = self._in_flight  # a newer one is on its way
         return [
             OffsetChange(key, None)
-            for group_id in group_ids
-            for (topic, partition), committed in self.offsets.get(group_id, {}).items()
-            if is_gone(topic, committed)
-            and (key := OffsetKey(group_id, topic, partition)) not in self._in_flight  # a newer one is on its way
+            for topic, partition in partitions
+            if (committed := offsets.get((topic, partition))) is not None
+            and is_gone(topic, committed)
+            and (key := OffsetKey(group_id, topic, partition)) not in in_flight
         ]
 
-    def expired(self, group_ids: Iterable[str]) -> list[Change]:
-        """Offsets whose time is over (KIP-211) and groups that hold nothing more: what to write.
+    def offsets_expired(self, group_id: str, partitions: Iterable[TopicPartition]) -> list[Change]:
+        """Take back those committed offsets whose time is over (KIP-211): what to write.
 
         An offset is kept while its group has members that subscribe to its topic, and for the retention time after the
         group became empty; in a group that never had members, for the retention time after its commit.
         """
-        changes: list[Change] = []
-        oldest_ms = self._rules.wall_clock_ms() - self._limits.offsets_retention_ms
-        for group_id in group_ids:
-            group = self.groups.get(group_id)
-            if group is None or (group.state is GroupState.EMPTY and _was_in_use(group, oldest_ms)):
-                continue
-            gone = self.offsets_gone((group_id,), partial(_is_expired, group, oldest_ms))
-            changes += gone
-            is_bare = len(gone) == len(self.offsets.get(group_id, ()))
-            if is_bare and group.is_idle and group.state_since_ms <= oldest_ms:
-                changes.append(GroupRemoval(group_id))
-        return changes
+        group = self.groups[group_id]
+        oldest_ms = self._oldest_ms()
+        if group.state is GroupState.EMPTY and group.protocol_type is not None and group.state_since_ms > oldest_ms:
+            return []
+        return self.offsets_gone(group_id, partitions, partial(_is_expired, group, oldest_ms))
+
+    def groups_expired(self, group_ids: Iterable[str]) -> list[Change]:
+        """Remove those groups that have held nothing for the retention time: what to write."""
+        oldest_ms = self._oldest_ms()
+        return [
+            GroupRemoval(group_id)
+            for group_id in group_ids
+            if (group := self.groups.get(group_id)) is not None
+            and group.is_idle
+            and group.state_since_ms <= oldest_ms
+            and group_id not in self.offsets
+        ]
+
+    def _oldest_ms(self) -> int:
+        return self._rules.wall_clock_ms() - self._limits.offsets_retention_ms
 
     def _after(self, group: Group) -> None:
         self.effects += [(group, effect) for effect in group.effects]
@@ -358,11 +370,6 @@ class Coordinator:
         if due_ms is None or deadline_ms < due_ms:
             self._due_ms[group.group_id] = deadline_ms
             heapq.heappush(self._due, (deadline_ms, group.group_id))
-
-
-def _was_in_use(group: Group, since_ms: int) -> bool:
-    """Whether an empty group had members later than that; one that never had any goes by its commits alone."""
-    return group.protocol_type is not None and group.state_since_ms > since_ms
 
 
 def _is_expired(group: Group, oldest_ms: int, topic: str, committed: CommittedOffset) -> bool:

@@ -81,6 +81,26 @@ class _InitialDelay:
 class Group:
     """The members of one group and the state of its rebalance. The owner empties `effects` after each call."""
 
+    __slots__ = (
+        "_assigned_generation",
+        "_initial",
+        "_pending_ids",
+        "_rebalance_deadline_ms",
+        "_rules",
+        "_store_count",
+        "_stores",
+        "_told_generation",
+        "effects",
+        "generation",
+        "group_id",
+        "leader_id",
+        "members",
+        "protocol_name",
+        "protocol_type",
+        "state",
+        "state_since_ms",
+    )
+
     def __init__(self, group_id: str, rules: GroupRules) -> None:
         self.group_id = group_id
         self.state = GroupState.EMPTY

@@ -96,6 +96,8 @@ class Member:
 class Members:
     """A group's members in the order in which they joined, by member id and, static ones, by instance id (KIP-345)."""
 
+    __slots__ = ("_by_id", "_static_ids")
+
     def __init__(self) -> None:
         self._by_id: dict[str, Member] = {}
         self._static_ids: dict[str, str] = {}

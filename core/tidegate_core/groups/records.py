@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
@@ -186,6 +187,11 @@ def decode_offset(value: bytes) -> CommittedOffset:
     )
 
 
+@lru_cache(maxsize=4096)  # a few topics have very many offsets: one object for each topic, made once
+def _topic_id(field: bytes) -> UUID:
+    return UUID(bytes=field)
+
+
 def _read_topic_id(view: memoryview, offset: int) -> UUID | None:
     """From the tagged fields; those of other tags are passed over (KIP-915)."""
     topic_id = None
@@ -197,7 +203,7 @@ def _read_topic_id(view: memoryview, offset: int) -> UUID | None:
         if len(field) < size:
             raise GroupRecordError(f"a tagged field of {size} bytes where {len(field)} are left")
         if tag == _TOPIC_ID_TAG and size == _UUID_BYTES:
-            topic_id = UUID(bytes=field)
+            topic_id = _topic_id(field)
         offset += size
     return topic_id
 

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from tidegate_core.groups import loader
-from tidegate_core.groups.coordinator import Change, Coordinator
+from tidegate_core.groups.coordinator import Change, Coordinator, TopicPartition
 from tidegate_core.groups.group import Group
 from tidegate_core.groups.messages import (
     JoinReply,
@@ -39,11 +39,12 @@ from tidegate_wire.records import RecordBatchBuilder
 
 _log = structlog.get_logger()
 
-WRITE_RECORDS_MAX: Final = 10_000
-"""In one batch: about a megabyte, far below what the topic takes, for the deletion of a group that read very many."""
+WRITE_RECORDS_MAX: Final = 1000
+"""In one batch, and between two turns of everything else on the loop: some ten milliseconds."""
 
-SWEEP_GROUPS: Final = 100
-"""Groups looked through between two turns of everything else on the loop."""
+SWEPT_AT_ONCE: Final = 500
+"""Offsets, or groups, looked through between two turns. Well below `WRITE_RECORDS_MAX`: what is found is written at
+once, before anything else can be."""
 
 LogRecord = tuple[bytes, bytes | None]
 """Key and value; None takes back what the key names."""
@@ -185,8 +186,10 @@ class GroupShard:
         """
         writes: list[asyncio.Future[None]] = []
         try:
-            starts = range(0, len(changes), WRITE_RECORDS_MAX)
-            writes.extend(self._write(changes[start : start + WRITE_RECORDS_MAX]) for start in starts)
+            for start in range(0, len(changes), WRITE_RECORDS_MAX):
+                if start:
+                    await asyncio.sleep(0)
+                writes.append(self._write(changes[start : start + WRITE_RECORDS_MAX]))
             await asyncio.gather(*writes)
         except Exception as error:
             for write in writes:
@@ -277,7 +280,12 @@ class GroupShard:
         Raises:
             KafkaError: that can't be written now.
         """
-        count = await self._sweep(self.coordinator.expired)
+        coordinator = self.coordinator
+        count = await self._sweep(coordinator.offsets_expired)
+        group_ids = list(coordinator.groups)
+        for start in range(0, len(group_ids), SWEPT_AT_ONCE):
+            changes = coordinator.groups_expired(group_ids[start : start + SWEPT_AT_ONCE])
+            count += await self._write_some(changes)
         if count:
             _log.info("offsets_expired", partition=self.partition.index, records=count)
 
@@ -290,7 +298,8 @@ class GroupShard:
             KafkaError: that can't be written now.
         """
         await self._all_written()
-        await self._sweep(lambda group_ids: self.coordinator.offsets_gone(group_ids, is_gone))
+        coordinator = self.coordinator
+        await self._sweep(lambda group_id, partitions: coordinator.offsets_gone(group_id, partitions, is_gone))
 
     async def _all_written(self) -> None:
         """Everything that was written before is committed, or failed."""
@@ -306,18 +315,28 @@ class GroupShard:
         self._writes.append((last_end_offset, on_committed))
         await done
 
-    async def _sweep(self, find: Callable[[list[str]], list[Change]]) -> int:
-        coordinator = self.coordinator
-        group_ids = list({**coordinator.groups, **coordinator.offsets})
-        count = 0
-        for start in range(0, len(group_ids), SWEEP_GROUPS):
-            changes = find(group_ids[start : start + SWEEP_GROUPS])
-            if changes:
-                count += len(changes)
-                await self.write(changes)
-            else:
-                await asyncio.sleep(0)
-        return count
+    async def _sweep(self, find: Callable[[str, list[TopicPartition]], list[Change]]) -> int:
+        offsets = self.coordinator.offsets
+        count = looked_at = 0
+        changes: list[Change] = []
+        for group_id in list(offsets):
+            partitions = list(offsets.get(group_id, ()))
+            for start in range(0, len(partitions), SWEPT_AT_ONCE):
+                some = partitions[start : start + SWEPT_AT_ONCE]
+                changes += find(group_id, some)
+                looked_at += len(some)
+                if looked_at >= SWEPT_AT_ONCE:
+                    count += await self._write_some(changes)
+                    looked_at, changes = 0, []
+        return count + await self._write_some(changes)
+
+    async def _write_some(self, changes: list[Change]) -> int:
+        assert len(changes) <= WRITE_RECORDS_MAX
+        if changes:
+            await self.write(changes)
+        else:
+            await asyncio.sleep(0)
+        return len(changes)
 
     # Time.
 

@@ -22,6 +22,7 @@ from tidegate_wire.kafka.messages import ErrorCode
 
 DAY_MS = 24 * 60 * 60 * 1000
 NOW_MS = 1_700_000_000_000
+PARTITIONS = [("t", 0), ("u", 0)]
 
 
 class Clock:
@@ -233,9 +234,8 @@ def test_a_deleted_topic_is_forgotten_in_every_group() -> None:
     commit(subject, "a", "t", offset())
     commit(subject, "b", "t", offset())
     commit(subject, "b", "u", offset())
-    changes = subject.offsets_gone(["a", "b", "nobody"], lambda topic, _: topic == "t")
-    assert len(changes) == 2
-    apply(subject, changes)
+    for group_id in ("a", "b", "nobody"):
+        apply(subject, subject.offsets_gone(group_id, PARTITIONS, lambda topic, _: topic == "t"))
     assert subject.offsets == {"b": {("u", 0): offset()}}
 
 
@@ -246,11 +246,11 @@ def test_a_commit_that_is_being_written_is_not_swept_away_with_the_one_before() 
     clock.now_ms = NOW_MS + 8 * DAY_MS
     newer: list[Change] = [OffsetChange(OffsetKey("g", "t", 0), offset(2, clock.now_ms))]
     subject.begin_write(newer)
-    assert subject.expired(["g"]) == []
-    assert subject.offsets_gone(["g"], lambda _topic, _committed: True) == []
+    assert subject.offsets_expired("g", PARTITIONS) == []
+    assert subject.offsets_gone("g", PARTITIONS, lambda _topic, _committed: True) == []
     subject.end_write(newer, is_committed=True)
     assert subject.committed("g")["t", 0].offset == 2
-    assert len(subject.offsets_gone(["g"], lambda _topic, _committed: True)) == 1
+    assert len(subject.offsets_gone("g", PARTITIONS, lambda _topic, _committed: True)) == 1
 
 
 def test_a_commit_that_was_not_committed_leaves_no_trace() -> None:
@@ -272,9 +272,11 @@ def test_a_group_whose_first_join_is_refused_is_not_kept() -> None:
 
 
 def apply_expired(subject: Coordinator) -> list[Change]:
-    changes = subject.expired(list(subject.groups))
-    apply(subject, changes)
-    return changes
+    offsets = [change for group_id in subject.offsets for change in subject.offsets_expired(group_id, PARTITIONS)]
+    apply(subject, offsets)
+    groups = subject.groups_expired([*subject.groups, "nobody"])
+    apply(subject, groups)
+    return [*offsets, *groups]
 
 
 def test_offsets_of_a_group_without_members_expire_after_their_commit() -> None:
