@@ -348,9 +348,7 @@ class Replica:
         if self._observe(response.epoch, response.leader, now_ms):
             return
         asks = Role.PROSPECTIVE if response.is_pre_vote else Role.CANDIDATE
-        if self.role is not asks or not self._granted:
-            return
-        if response.epoch != self.epoch and not response.is_pre_vote:  # a pre-vote leaves a voter in its older epoch
+        if self.role is not asks or response.epoch != self.epoch or not self._granted:
             return
         if response.is_granted:
             self._granted[voter] = not response.is_conditional
@@ -393,6 +391,9 @@ class Replica:
         if self.role is Role.HALTED:
             return VoteResponse(self.epoch, None, is_granted=False, is_pre_vote=request.is_pre_vote)
         if request.is_pre_vote:
+            # The candidate is in the epoch before that (KIP-996). Whoever missed it moves on, and be it the leader: it
+            # would never be fetched from by the candidate, nor its answer be counted there.
+            self._observe(LeaderEpoch(request.epoch - 1), None, now_ms)
             is_led = self.role is Role.LEADER or (self.role is Role.FOLLOWER and hears_leader)
             is_granted = request.epoch > self.epoch and not is_led and self._is_up_to_date(request)
         else:

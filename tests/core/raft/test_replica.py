@@ -108,8 +108,8 @@ def test_a_pre_vote_is_refused_while_the_leader_is_heard_and_changes_nothing() -
     follower = next(node for node in group.replicas if node != leader)
     before = group.replicas[follower].vote_state()
     other = next(node for node in group.replicas if node not in (leader, follower))
-    assert not _vote(group, follower, other, 99, pre=True, end=99, last=99)
-    assert not _vote(group, leader, other, 99, pre=True, end=99, last=99)
+    assert not _vote(group, follower, other, before.epoch + 1, pre=True, end=99, last=99)
+    assert not _vote(group, leader, other, before.epoch + 1, pre=True, end=99, last=99)
     assert group.replicas[follower].vote_state() == before
     assert _role(group.replicas[leader]) is Role.LEADER
 
@@ -121,6 +121,18 @@ def test_the_pre_vote_of_a_voter_that_missed_an_epoch_counts() -> None:
     group.start()
     assert group.elect() == 1
     assert group.replicas[2].epoch == group.replicas[1].epoch == 6
+
+
+def test_a_voter_that_stood_in_vain_in_a_newer_epoch_is_not_left_alone_in_it() -> None:
+    group = Group.of(3)
+    group.start()
+    leader = group.elect()
+    lonely = next(node for node in group.replicas if node != leader)
+    request = VoteRequest(NodeId(lonely), LeaderEpoch(7), LeaderEpoch(-1), Offset(0), is_pre_vote=False)
+    group.replicas[lonely].on_vote_request(request, group.now_ms, hears_leader=False)  # of itself: it is in 7 now
+    group.pass_time(5000)
+    assert len({(replica.epoch, replica.leader) for replica in group.replicas.values()}) == 1
+    assert group.replicas[lonely].epoch > 7
 
 
 def test_a_node_that_was_cut_off_does_not_depose_the_leader_when_it_is_back() -> None:
