@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from crc32c import crc32c
+
 from tidegate_core.errors import DataDirError
 from tidegate_core.log.files import replace_file
+from tidegate_core.log.identity import PartitionIdentity, id_of_old_topic, write_identity
 from tidegate_wire.identifiers import NodeId
 
 FORMAT_VERSION: Final = 2
@@ -99,20 +102,24 @@ class DataDir:
             "founders": [[node, str(directory)] for node, directory in self.founders],
             "is_replacement": self.is_replacement,
         }
-        replace_file(self.path / META_NAME, json.dumps(meta).encode() + b"\n", durable=True)
+        _save_meta(self.path / META_NAME, meta)
 
     def partitions(self) -> Iterator[tuple[str, int, Path]]:
         """Topic, index and directory of each partition."""
-        for path in sorted(self.path.iterdir()):
-            match = _PARTITION_DIRECTORY.fullmatch(path.name)
-            if match is not None and path.is_dir():
-                yield match["topic"], int(match["index"]), path
+        yield from _partitions(self.path)
 
     def release(self) -> None:
         """Let another process have it; once is enough."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _partitions(path: Path) -> Iterator[tuple[str, int, Path]]:
+    for directory in sorted(path.iterdir()):
+        match = _PARTITION_DIRECTORY.fullmatch(directory.name)
+        if match is not None and directory.is_dir():
+            yield match["topic"], int(match["index"]), directory
 
 
 def _lock(path: Path) -> int:
@@ -143,13 +150,16 @@ def _load_meta(path: Path, node_id: NodeId) -> dict[str, Any] | None:
     try:
         meta: dict[str, Any] = json.loads(path.read_bytes())
         version, found_node = meta["format_version"], meta["node_id"]
+        is_whole = version != FORMAT_VERSION or meta.pop("crc32c") == _crc(meta)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise DataDirError(
             f"{path} can't be read: {error}", hint="restore it from a copy; the logs are intact"
         ) from error
-    if version not in (_SINGLE_NODE_VERSION, FORMAT_VERSION):
+    if not is_whole:
+        raise DataDirError(f"{path}: the CRC does not fit", hint="restore it from a copy; the logs are intact")
+    if version not in {_SINGLE_NODE_VERSION, FORMAT_VERSION}:
         raise DataDirError(
             f"{path.parent} has format version {version}, this is {FORMAT_VERSION}",
             hint="run the version that wrote it",
@@ -158,13 +168,29 @@ def _load_meta(path: Path, node_id: NodeId) -> dict[str, Any] | None:
         raise DataDirError(
             f"{path.parent} belongs to node {found_node}, this is node {node_id}", hint="check --data-dir"
         )
-    if version == _SINGLE_NODE_VERSION:
-        directory_id = str(uuid4())
-        meta |= {
-            "format_version": FORMAT_VERSION,
-            "directory_id": directory_id,
-            "founders": [[node_id, directory_id]],
-            "is_replacement": False,
-        }
-        replace_file(path, json.dumps(meta).encode() + b"\n", durable=True)
+    return meta if version == FORMAT_VERSION else _upgrade(path, meta)
+
+
+def _upgrade(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """Bring a directory up to date that was one node's alone, without topic ids; a crash leaves it as it was."""
+    node_id = NodeId(meta["node_id"])
+    for topic, _, directory in _partitions(path.parent):
+        write_identity(directory, PartitionIdentity(id_of_old_topic(topic), (node_id,)))
+    directory_id = str(uuid4())
+    meta = {
+        **meta,
+        "format_version": FORMAT_VERSION,
+        "directory_id": directory_id,
+        "founders": [[node_id, directory_id]],
+        "is_replacement": False,
+    }
+    _save_meta(path, meta)
     return meta
+
+
+def _save_meta(path: Path, meta: dict[str, Any]) -> None:
+    replace_file(path, json.dumps({**meta, "crc32c": _crc(meta)}).encode() + b"\n", durable=True)
+
+
+def _crc(meta: dict[str, Any]) -> int:
+    return int(crc32c(json.dumps(meta, sort_keys=True).encode()))

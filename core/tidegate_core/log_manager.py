@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -16,16 +17,20 @@ from uuid import UUID
 import structlog
 
 from tidegate_core.data_dir import DataDir
-from tidegate_core.errors import PartitionError, PartitionExists, StorageError
+from tidegate_core.errors import PartitionDamaged, PartitionError, PartitionExists, StorageError
 from tidegate_core.log.config import LogConfig
-from tidegate_core.log.files import DELETED_SUFFIX, OpenFiles, storage_error, sync_directory
+from tidegate_core.log.files import DELETED_SUFFIX, DamagedFile, OpenFiles, storage_error, sync_directory
 from tidegate_core.log.flusher import Flusher
-from tidegate_core.log.identity import PartitionIdentity, write_identity
-from tidegate_core.log.segment import LogPosition
+from tidegate_core.log.identity import IDENTITY_NAME, PartitionIdentity, load_identity, write_identity
+from tidegate_core.log.segment import SEGMENT_SUFFIX, LogPosition
+from tidegate_core.opening import create_partition, open_partition
 from tidegate_core.partition import Partition
 from tidegate_core.producers import EXPIRATION_MS_DEFAULT
 from tidegate_core.upkeep import compact_partition, keep_in_bounds
 from tidegate_wire.identifiers import NodeId
+
+OPEN_THREADS: Final = 4
+"""Partitions opened at once: one waits for the disk while another checks what it read."""
 
 UPKEEP_INTERVAL_S: Final = 30.0
 """Between two looks at every partition for what is old; retention is late by at most this."""
@@ -68,6 +73,7 @@ class LogManager:
         self._files = OpenFiles()
         self._flusher = Flusher()
         self._janitor = ThreadPoolExecutor(1, thread_name_prefix="janitor")
+        self._loop = asyncio.get_running_loop()
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._unopened: dict[tuple[str, int], StorageError] = {}
         self._upkeep: asyncio.Task[None] | None = None
@@ -97,7 +103,7 @@ class LogManager:
             upkeep_interval_s=upkeep_interval_s,
         )
         try:
-            await asyncio.to_thread(manager._open_partitions)
+            await manager._open_partitions()
         except BaseException:
             await manager.close()
             raise
@@ -132,9 +138,12 @@ class LogManager:
 
         Raises:
             PartitionExists: it is there already.
-            DiskFull, StorageFailed, StorageError: the directory can't be made.
+            DiskFull, StorageFailed, StorageError: the directory can't be made, or the one there not be opened.
         """
         directory = self._data_dir.path / f"{topic}-{index}"
+        unopened = self._unopened.get((topic, index))
+        if unopened is not None:
+            raise unopened.with_traceback(None)
         try:
             directory.mkdir()
         except FileExistsError:
@@ -142,7 +151,7 @@ class LogManager:
         except OSError as error:
             raise storage_error(error, f"{directory} can't be made") from error
         try:
-            partition = Partition.create(
+            partition = create_partition(
                 topic,
                 index,
                 directory,
@@ -170,9 +179,10 @@ class LogManager:
         partition = self._partitions[topic, index]
         partition.close()
         directory = partition.log.directory
-        gone = directory.with_name(f"{directory.name}.{time.monotonic_ns()}{DELETED_SUFFIX}")
+        gone = _unused_name(directory, DELETED_SUFFIX)
         try:
             directory.rename(gone)
+            self._discard_set_aside(directory.name)
             sync_directory(self._data_dir.path)
         except OSError as error:
             raise storage_error(error, f"{directory} can't be removed") from error
@@ -190,7 +200,7 @@ class LogManager:
         damaged.close()
         directory = damaged.log.directory
         try:
-            directory.rename(directory.with_name(f"{directory.name}.{time.monotonic_ns()}{DAMAGED_SUFFIX}"))
+            directory.rename(_unused_name(directory, DAMAGED_SUFFIX))
         except OSError as error:
             raise storage_error(error, f"{directory} can't be set aside") from error
         del self._partitions[topic, index]
@@ -208,10 +218,7 @@ class LogManager:
         try:
             write_identity(partition.log.directory, identity)
             partition.identity = identity
-            for path in self._data_dir.path.glob(f"{topic}-{index}.*{DAMAGED_SUFFIX}"):
-                gone = path.with_name(path.name + DELETED_SUFFIX)
-                path.rename(gone)
-                self._discard(gone)
+            self._discard_set_aside(partition.log.directory.name)
         except OSError as error:
             raise storage_error(error, f"{partition.log.directory}: what was set aside can't be removed") from error
 
@@ -231,6 +238,7 @@ class LogManager:
         await self._flusher.close()
         for partition in self._partitions.values():
             partition.close()
+        await asyncio.sleep(0)  # what is to be discarded is handed over first
         await asyncio.to_thread(self._janitor.shutdown)
         self._data_dir.release()
 
@@ -242,35 +250,93 @@ class LogManager:
     ) -> None:
         await self.close()
 
-    def _open_partitions(self) -> None:
-        started = time.monotonic()
-        for path in self._data_dir.path.glob(f"*{DELETED_SUFFIX}"):
-            self._discard(path)
-        for topic, index, directory in self._data_dir.partitions():
-            try:
-                self._partitions[topic, index] = Partition.open(
-                    topic,
-                    index,
-                    directory,
-                    self._config_of(topic),
-                    files=self._files,
-                    flusher=self._flusher,
-                    discard=self._discard,
-                    now_ms=self._clock_ms(),
-                    node_id=self._data_dir.node_id,
-                )
-            except OSError as error:
-                self._unopened[topic, index] = storage_error(error, f"{directory} can't be opened")
-                _logger.error("partition_not_opened", topic=topic, partition=index, error=str(error))  # noqa: TRY400
+    async def _open_partitions(self) -> None:
+        started = self._loop.time()
+        found = await self._loop.run_in_executor(None, self._tidy_up)
+        waiting = iter(found)
+        opened: dict[tuple[str, int], Partition] = {}
+
+        async def open_some(pool: ThreadPoolExecutor) -> None:
+            for topic, index, directory in waiting:
+                config = self._config_of(topic)
+                result = await self._loop.run_in_executor(pool, self._open_one, topic, index, directory, config)
+                if isinstance(result, Partition):
+                    result.log.use_files(self._files)
+                    opened[topic, index] = result
+                else:
+                    self._unopened[topic, index] = result
+
+        with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
+            await asyncio.gather(*(open_some(pool) for _ in range(OPEN_THREADS)))
+        self._partitions.update((key, opened[key]) for key in sorted(opened))
         _logger.info(
             "logs_opened",
             partitions=len(self._partitions),
             unopened=len(self._unopened),
-            elapsed_ms=round((time.monotonic() - started) * 1000),
+            elapsed_ms=round((self._loop.time() - started) * 1000),
         )
 
+    def _open_one(self, topic: str, index: int, directory: Path, config: LogConfig) -> Partition | StorageError:
+        files = OpenFiles()
+        try:
+            return open_partition(
+                topic,
+                index,
+                directory,
+                config,
+                files=files,
+                flusher=self._flusher,
+                discard=self._discard,
+                now_ms=self._clock_ms(),
+            )
+        except OSError as error:
+            problem = storage_error(error, f"{directory} can't be opened")
+        except DamagedFile as error:
+            problem = PartitionDamaged(str(error), hint="nothing was deleted; restore the file from a copy")
+        finally:
+            files.close_all()
+        _logger.error("partition_not_opened", topic=topic, partition=index, error=str(problem))
+        return problem
+
+    def _tidy_up(self) -> list[tuple[str, int, Path]]:
+        """Finish what a crash interrupted; returns the partitions there are."""
+        path = self._data_dir.path
+        for gone in path.glob(f"*{DELETED_SUFFIX}"):
+            self._discard(gone)
+        for _, _, directory in self._data_dir.partitions():
+            if not (directory / IDENTITY_NAME).exists() and not any(
+                segment.stat().st_size for segment in directory.glob(f"*{SEGMENT_SUFFIX}")
+            ):
+                self._discard(directory.rename(_unused_name(directory, DELETED_SUFFIX)))  # was being made
+        for damaged in sorted(path.glob(f"*{DAMAGED_SUFFIX}")):
+            directory = path / damaged.name.rsplit(".", 2)[0]
+            if not directory.exists():
+                damaged.rename(directory)  # was being set aside
+        sync_directory(path)
+        found = list(self._data_dir.partitions())
+        for _, _, directory in found:
+            try:
+                stands_in = load_identity(directory).stands_in
+            except (OSError, DamagedFile):
+                continue  # opening it says so
+            if not stands_in:
+                self._discard_set_aside(directory.name)
+        return found
+
+    def _discard_set_aside(self, name: str) -> None:
+        """Remove what was set aside of the partition whose directory has this name.
+
+        Raises:
+            OSError: a directory can't be renamed.
+        """
+        for path in self._data_dir.path.glob(f"{name}.*{DAMAGED_SUFFIX}"):
+            gone = path.with_name(path.name + DELETED_SUFFIX)
+            path.rename(gone)
+            self._discard(gone)
+
     def _discard(self, path: Path) -> None:
-        self._janitor.submit(_remove, path)
+        """Remove it in the background; called from any thread."""
+        self._loop.call_soon_threadsafe(self._loop.run_in_executor, self._janitor, _remove, path)
 
     async def _run_upkeep(self) -> None:
         ends: dict[Partition, LogPosition] = {}
@@ -288,6 +354,12 @@ class LogManager:
                     _logger.warning("upkeep_failed", topic=partition.topic, partition=partition.index, error=str(error))
                 await asyncio.sleep(0)
             ends = {partition: partition.log.end for partition in self._partitions.values()}
+
+
+def _unused_name(directory: Path, suffix: str) -> Path:
+    """A name beside `directory` that nothing has."""
+    names = (directory.with_name(f"{directory.name}.{number}{suffix}") for number in itertools.count())
+    return next(path for path in names if not path.exists())
 
 
 def _remove(path: Path) -> None:

@@ -6,15 +6,9 @@ owner (`replication.replicas`) calls `lead`, `follow`, `set_high_watermark`, `tr
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from heapq import heappop, heappush
-from pathlib import Path
-from typing import Final
 
 import structlog
 
@@ -27,27 +21,26 @@ from tidegate_core.errors import (
     StorageError,
     StorageFailed,
 )
-from tidegate_core.log.admission import check_new_batch
-from tidegate_core.log.app_state import load_app_state, remove_app_states, write_app_state
-from tidegate_core.log.compaction import load_state
+from tidegate_core.high_watermark import HighWatermark
+from tidegate_core.log.admission import check_new_batch, check_replicated_batches
+from tidegate_core.log.app_state import load_app_state
 from tidegate_core.log.config import LogConfig
-from tidegate_core.log.control import ControlRecord, VoterSets, read_voters
-from tidegate_core.log.epochs import LeaderEpochs
-from tidegate_core.log.files import OpenFiles, storage_error
+from tidegate_core.log.control import ControlRecord, read_voters
+from tidegate_core.log.files import storage_error
 from tidegate_core.log.flusher import Flusher
-from tidegate_core.log.identity import PartitionIdentity, load_identity, write_identity
-from tidegate_core.log.log import Log, SyncJob
+from tidegate_core.log.identity import PartitionIdentity
+from tidegate_core.log.log import Log
 from tidegate_core.log.partition_snapshot import PartitionSnapshot
-from tidegate_core.log.recovery import create_log, open_log
-from tidegate_core.log.segment import LogPosition, Segment
-from tidegate_core.log.snapshots import load_snapshot, remove_snapshots, write_snapshot
+from tidegate_core.log.rebuild import rebuild_producers
+from tidegate_core.log.reset import decide_reset
+from tidegate_core.log.segment import Segment
+from tidegate_core.log.snapshots import remove_snapshots, snapshot_offset, write_snapshot
 from tidegate_core.producers import ProducerStates, WrittenBatch
 from tidegate_core.raft.messages import ReplicaKey
+from tidegate_core.syncing import Syncing
+from tidegate_core.waits import OffsetWaits, ReadWait, ReadWaits
 from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
-from tidegate_wire.records import BatchError, BatchHeader, check_batch, iter_batches, stamp, stamp_log_append_time
-
-ENDS_KEPT: Final = 4096
-"""Ends of batches that are not committed yet and whose places are remembered: more are looked up in the index."""
+from tidegate_wire.records import BatchHeader, stamp, stamp_log_append_time
 
 _logger = structlog.get_logger()
 
@@ -77,36 +70,15 @@ class ReadResult:
     log_start_offset: Offset
 
 
-class ReadWait:
-    """A callback that waits for records; see `Partition.when_readable`."""
-
-    __slots__ = ("_waits", "callback", "offset")
-
-    def __init__(self, offset: Offset, callback: Callable[[], None], waits: dict[ReadWait, None]) -> None:
-        self.offset = offset
-        self.callback = callback
-        self._waits = waits
-
-    def cancel(self) -> None:
-        """Forget the callback; nothing happens if it was called already."""
-        self._waits.pop(self, None)
-
-
 class Partition:
-    """Owned by the event loop's thread: every method is called there. `open` and `create` may run in another."""
+    """Owned by the event loop's thread: every method is called there."""
 
     __slots__ = (
         "_committed_waits",
-        "_ends",
-        "_flusher",
         "_high_watermark",
-        "_high_watermark_at",
-        "_is_checkpointing",
         "_now_ms",
         "_read_waits",
-        "_synced_waits",
-        "_wait_numbers",
-        "_wants_checkpoint",
+        "_syncing",
         "failure",
         "identity",
         "index",
@@ -120,7 +92,6 @@ class Partition:
         "on_failed",
         "on_synced",
         "producers",
-        "synced_offset",
         "topic",
     )
 
@@ -147,8 +118,6 @@ class Partition:
         self.producers = producers
         self.failure: PartitionError | None = log.failure
         """Why appends are refused, if they are."""
-        self.synced_offset = log.log_end_offset
-        """One after the last record that is on this disk."""
         self.on_appended: Callable[[Partition], None] = _ignore
         """Called when this node, as the leader, wrote records."""
         self.on_synced: Callable[[Partition], None] = _ignore
@@ -156,81 +125,14 @@ class Partition:
         self.on_failed: Callable[[Partition], None] = _ignore
         """Called when `failure` is set."""
         self._now_ms = now_ms
-        self._flusher = flusher
-        self._high_watermark = log.log_start_offset
-        self._high_watermark_at: LogPosition | None = None
-        """Its place in the log, once that is known."""
-        self._ends: deque[LogPosition] = deque(maxlen=ENDS_KEPT)
-        """Where the batches end that are not committed, as far as this process wrote them."""
-        self._committed_waits: list[tuple[Offset, int, asyncio.Future[None]]] = []
-        self._synced_waits: list[tuple[Offset, int, asyncio.Future[None]]] = []
-        self._wait_numbers = itertools.count()
-        self._read_waits: dict[ReadWait, None] = {}
-        self._is_checkpointing = False
-        self._wants_checkpoint = False
+        self._high_watermark = HighWatermark(log)
+        self._syncing = Syncing(
+            log, flusher, take_snapshot=self._take_snapshot, on_synced=self._synced, on_failed=self._fail
+        )
+        self._committed_waits = OffsetWaits()
+        self._read_waits = ReadWaits()
         self.is_closed = False
         """Deleted, or shutting down."""
-
-    @classmethod
-    def open(
-        cls,
-        topic: str,
-        index: int,
-        directory: Path,
-        config: LogConfig,
-        *,
-        files: OpenFiles,
-        flusher: Flusher,
-        discard: Callable[[Path], None],
-        now_ms: int,
-        node_id: NodeId,
-    ) -> Partition:
-        """Recover the partition in `directory`; see `tidegate_core.log.recovery`. May take a while.
-
-        Raises:
-            OSError: the directory can't be read, or what it holds not be made safe.
-        """
-        identity = load_identity(directory, topic, node_id)
-        snapshot_offset, producers = load_snapshot(directory)
-
-        def replay(header: BatchHeader) -> None:
-            if header.producer_id >= 0:
-                producers.record(header, now_ms)
-
-        log = open_log(
-            directory,
-            config,
-            files,
-            discard=discard,
-            now_ms=now_ms,
-            voters=identity.voters,
-            replay_from=snapshot_offset,
-            batch_found=replay,
-        )
-        return cls(topic, index, identity, log, producers, flusher, now_ms)
-
-    @classmethod
-    def create(
-        cls,
-        topic: str,
-        index: int,
-        directory: Path,
-        config: LogConfig,
-        *,
-        files: OpenFiles,
-        flusher: Flusher,
-        discard: Callable[[Path], None],
-        now_ms: int,
-        identity: PartitionIdentity,
-    ) -> Partition:
-        """Make an empty partition in the existing empty `directory`.
-
-        Raises:
-            OSError: the files can't be made.
-        """
-        write_identity(directory, identity)
-        log = create_log(directory, config, files, discard=discard, now_ms=now_ms, voters=identity.voters)
-        return cls(topic, index, identity, log, ProducerStates(), flusher, now_ms)
 
     @property
     def config(self) -> LogConfig:
@@ -254,7 +156,12 @@ class Partition:
     @property
     def high_watermark(self) -> Offset:
         """One after the last record that is safe; what a consumer may read is below."""
-        return self._high_watermark
+        return self._high_watermark.offset
+
+    @property
+    def synced_offset(self) -> Offset:
+        """One after the last record that is on this disk."""
+        return self._syncing.synced_offset
 
     @property
     def last_epoch(self) -> LeaderEpoch:
@@ -275,7 +182,12 @@ class Partition:
     @property
     def had_one_voter_only(self) -> bool:
         """Whether it never had another voter than the one it was made with."""
-        return len(self.log.voter_sets) == 1 and len(self.voters) == 1 and not self.identity.stands_in
+        return (
+            self.voters_offset < 0
+            and len(self.log.voter_sets) == 1
+            and len(self.voters) == 1
+            and not self.identity.stands_in
+        )
 
     @property
     def is_damaged(self) -> bool:
@@ -284,10 +196,8 @@ class Partition:
 
     @property
     def tombstones_removed_to(self) -> Offset:
-        """Compaction removed tombstones up to this offset: who has not read so far may keep what was deleted."""
-        if not self.log.config.compacts:
-            return Offset(-1)
-        return load_state(self.log.directory).tombstones_end(self.log.config.delete_retention_ms, self._now_ms)
+        """See `Log.tombstones_removed_to`: who has not read so far may keep what was deleted."""
+        return self.log.tombstones_removed_to(self._now_ms)
 
     @property
     def size_bytes(self) -> int:
@@ -364,33 +274,23 @@ class Partition:
         assert not self.is_leader
         if self.failure is not None:
             raise self.failure.with_traceback(None)
-        headers: list[BatchHeader] = []
-        voter_sets: list[tuple[Offset, tuple[NodeId, ...]]] = []
-        end, epoch = self.log.log_end_offset, self.last_epoch
+        log = self.log
         try:
-            for batch in iter_batches(batches):
-                header = check_batch(batch)
-                if header.base_offset < end or header.leader_epoch < epoch:
-                    raise CorruptBatchRefused(
-                        f"{self.topic}-{self.index}: offset {header.base_offset} of epoch {header.leader_epoch} can't "
-                        f"follow offset {end} of epoch {epoch}"
-                    )
-                if header.is_control:
-                    voters = read_voters(batch)
-                    if voters is not None:
-                        voter_sets.append((header.base_offset, voters))
-                headers.append(header)
-                end, epoch = Offset(header.last_offset + 1), header.leader_epoch
-        except BatchError as error:
-            raise CorruptBatchRefused(f"{self.topic}-{self.index}: the leader's records: {error}") from error
-        if not headers:
+            checked = check_replicated_batches(batches, log.log_end_offset, self.last_epoch, self.leader_epoch)
+        except CorruptBatchRefused as error:
+            raise CorruptBatchRefused(f"{self.topic}-{self.index}: from the leader: {error}") from error
+        if not checked.headers:
             return
-        self._write(batches, headers, now_ms)
-        for header in headers:
+        if checked.compacted_to is not None:
+            log.allow_gaps()
+        self._write(batches, checked.headers, now_ms)
+        for header in checked.headers:
             if header.producer_id >= 0:
                 self.producers.record(header, now_ms)
-        for offset, voters in voter_sets:
-            self.log.voter_sets.note(offset, voters)
+        for offset, voters in checked.voter_sets:
+            log.voter_sets.note(offset, voters)
+        if checked.compacted_to is not None:
+            log.compacted_to = checked.compacted_to
 
     def _write(self, batches: memoryview, headers: Sequence[BatchHeader], now_ms: int) -> None:
         log = self.log
@@ -401,14 +301,11 @@ class Partition:
         except StorageFailed as error:
             self._fail(error)
             raise
-        end = log.end
-        if len(headers) > 1:
-            byte = before.byte if before.segment_base == end.segment_base else 0
-            for header in headers[:-1]:
-                byte += header.size_bytes
-                self._ends.append(LogPosition(Offset(header.last_offset + 1), end.segment_base, byte))
-        self._ends.append(end)
-        self._flusher.request(self)
+        if len(headers) == 1:
+            self._high_watermark.ends.append(log.end)
+        else:
+            self._high_watermark.wrote(before, headers)
+        self._syncing.flusher.request(self._syncing)
 
     def _duplicate(self, written: WrittenBatch) -> AppendResult:
         append_time = self.log.config.message_timestamp_type == "LogAppendTime"
@@ -428,18 +325,16 @@ class Partition:
             StorageFailed: it can't, because the disk failed.
             PartitionClosed: the partition was deleted or closed before.
         """
-        if self.failure is not None and self._high_watermark < offset:
+        if self.failure is not None and self._high_watermark.offset < offset:
             raise self.failure.with_traceback(None)
         if not self.is_leader:
             raise self._not_leader()
-        if self._high_watermark >= offset:
+        if self._high_watermark.offset >= offset:
             return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heappush(self._committed_waits, (offset, next(self._wait_numbers), future))
-        await future
+        await self._committed_waits.add(offset)
 
     async def synced(self, offset: Offset) -> None:
-        """Return when everything before `offset` is on this disk.
+        """Return when everything before `offset`, which was written, is on this disk, or was cut.
 
         Raises:
             StorageFailed: it can't, because the disk failed.
@@ -449,9 +344,8 @@ class Partition:
             return
         if self.failure is not None:
             raise self.failure.with_traceback(None)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heappush(self._synced_waits, (offset, next(self._wait_numbers), future))
-        await future
+        assert offset <= self.log.log_end_offset
+        await self._syncing.waits.add(offset)
 
     # --- what replication decides
 
@@ -471,81 +365,62 @@ class Partition:
 
     def set_high_watermark(self, offset: Offset) -> None:
         """Everything before `offset` is committed: answer who waits for it. Never falls."""
-        if offset <= self._high_watermark:
+        if offset <= self._high_watermark.offset:
             return
-        assert offset <= self.log.log_end_offset
-        ends = self._ends
-        position = None
-        if offset == self.log.log_end_offset:
-            ends.clear()
-            position = self.log.end
-        else:
-            while ends and ends[0].offset <= offset:
-                position = ends.popleft()
-        self._high_watermark = offset
-        self._high_watermark_at = position if position is not None and position.offset == offset else None
-        _resolve(self._committed_waits, offset)
+        self._high_watermark.advance(offset)
+        self._committed_waits.reached(offset)
         if self._read_waits:
-            for wait in [wait for wait in self._read_waits if wait.offset < offset]:
-                if wait in self._read_waits:  # a callback may have cancelled it
-                    del self._read_waits[wait]
-                    wait.callback()
+            self._read_waits.reached(offset)
 
     def truncate(self, offset: Offset) -> None:
-        """Remove the batches that end after `offset`, which are not committed; on disk when this returns.
-
-        Raises:
-            DiskFull, StorageFailed, StorageError: it could not be done.
-        """
-        assert not self.is_leader
-        assert offset >= self._high_watermark, "what is committed is never cut"
-        try:
-            self.log.truncate_to(offset)
-            end = self.log.log_end_offset
-            remove_snapshots(self.log.directory, end)
-            snapshot_offset, self.producers = load_snapshot(self.log.directory)
-            if snapshot_offset < end:
-                for header in self.log.headers_from(snapshot_offset):
-                    if header.producer_id >= 0:
-                        self.producers.record(header, self._now_ms)
-        except OSError as error:
-            failed = storage_error(error, f"{self.log.directory} can't be cut")
-            self._fail(failed)
-            raise failed from error
-        except StorageError as error:
-            self._fail(error)
-            raise
-        self.synced_offset = end
-        while self._ends and self._ends[-1].offset > end:
-            self._ends.pop()
-
-    def reset(self, snapshot: PartitionSnapshot) -> None:
-        """Remove every record and begin where the leader's log does; on disk when this returns.
+        """Remove the batches that end after `offset`, which are not committed; they are gone for good on return.
 
         Raises:
             DiskFull, StorageFailed, StorageError: it could not be done; the partition takes nothing more.
         """
         assert not self.is_leader
-        directory, offset = self.log.directory, snapshot.offset
+        assert offset >= self._high_watermark.offset, "what is committed is never cut"
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        log = self.log
+        if offset >= log.log_end_offset:
+            return
         try:
-            remove_snapshots(directory, -1)
-            remove_app_states(directory)
-            write_snapshot(directory, offset, snapshot.producers, committed=offset)
-            if snapshot.app_state is not None:
-                write_app_state(directory, offset, snapshot.app_state)
-            epochs = LeaderEpochs(snapshot.leader_epochs)
-            self.log.reset(offset, epochs, VoterSets([(-1, snapshot.voters)]), self._now_ms)
+            remove_snapshots(log.directory, offset)
+            log.truncate_to(offset)
+            self.producers = rebuild_producers(log, self._now_ms)
         except OSError as error:
-            failed = storage_error(error, f"{directory} can't begin anew")
-            self._fail(failed)
-            raise failed from error
+            raise self._failed(storage_error(error, f"{log.directory} can't be cut")) from error
         except StorageError as error:
-            self._fail(error)
-            raise
+            raise self._failed(error) from error
+        self._high_watermark.truncated()
+        self._syncing.cut(min(self.synced_offset, log.log_end_offset))
+
+    def reset(self, snapshot: PartitionSnapshot) -> None:
+        """Remove every record and begin where the leader's log does; on disk when this returns.
+
+        A crash leaves all as it was, or as the snapshot says.
+
+        Raises:
+            DiskFull: nothing was done, and a later time may work.
+            StorageFailed, StorageError: it could not be done; the partition takes nothing more.
+        """
+        assert not self.is_leader
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        log = self.log
+        try:
+            decide_reset(log.directory, snapshot)
+        except OSError as error:
+            refused = storage_error(error, f"{log.directory} can't begin anew")
+            raise (self._failed(refused) if isinstance(refused, StorageFailed) else refused) from error
+        try:
+            log.reset(snapshot, self._now_ms)
+        except StorageError as error:
+            raise self._failed(error) from error
         self.producers = snapshot.producers
-        self.synced_offset = offset
-        self._ends.clear()
-        self._high_watermark, self._high_watermark_at = offset, None
+        self._high_watermark.begin_anew()
+        self._syncing.cut(snapshot.offset)
 
     def snapshot(self) -> bytes:
         """What a follower needs that is behind the log's start: who wrote, who votes, what the app made of it.
@@ -554,13 +429,14 @@ class Partition:
             OSError: the app's state can't be read.
         """
         start = self.log_start_offset
-        app_state = load_app_state(self.log.directory)
+        app_state = load_app_state(self.log.directory, start)
         return PartitionSnapshot(
             offset=start,
-            leader_epochs=tuple(entry for entry in self.log.epochs.entries if entry[1] <= start),
+            leader_epochs=tuple(entry for entry in self.log.epochs.entries if entry[1] < start),
             voters=self.log.voter_sets.at(start),
-            producers=self.producers.committed(self._high_watermark),
+            producers=self.producers.committed(self.high_watermark),
             app_state=app_state[1] if app_state is not None and app_state[0] == start else None,
+            compacted_to=Offset(self.tombstones_removed_to + 1),
         ).encode()
 
     # --- reading
@@ -577,8 +453,8 @@ class Partition:
             PartitionClosed: deleted, or shutting down.
         """
         self._check_open()
-        buffers = tuple(self.log.read(offset, bytes_max, self._committed_end()))
-        return ReadResult(buffers, sum(map(len, buffers)), self._high_watermark, self.log.log_start_offset)
+        buffers = tuple(self.log.read(offset, bytes_max, self._high_watermark.position))
+        return ReadResult(buffers, sum(map(len, buffers)), self.high_watermark, self.log.log_start_offset)
 
     def read_for_replica(self, offset: Offset, bytes_max: int) -> tuple[bytes, ...]:
         """As `read`, but up to the log's end: a follower may have what is not committed yet.
@@ -594,12 +470,8 @@ class Partition:
 
         If that is so already, it is called before this returns. It must not block and must not raise.
         """
-        wait = ReadWait(offset, callback, self._read_waits)
-        if self._high_watermark > offset or self.failure is not None or not self.is_leader:
-            callback()
-        else:
-            self._read_waits[wait] = None
-        return wait
+        is_due = self.high_watermark > offset or self.failure is not None or not self.is_leader
+        return self._read_waits.new(offset, callback, is_due=is_due)
 
     def offset_for_time(self, time_ms: int) -> tuple[Offset, int] | None:
         """The first record with a timestamp at or after `time_ms`, below the high watermark: its offset and time.
@@ -610,7 +482,7 @@ class Partition:
             PartitionClosed: deleted, or shutting down.
         """
         self._check_open()
-        return self.log.offset_for_time(time_ms, self._committed_end())
+        return self.log.offset_for_time(time_ms, self._high_watermark.position)
 
     def offset_of_latest_time(self) -> tuple[Offset, int] | None:
         """The record with the largest timestamp (ListOffsets -3, KIP-734): its offset and time.
@@ -621,7 +493,7 @@ class Partition:
             PartitionClosed: deleted, or shutting down.
         """
         self._check_open()
-        return self.log.offset_of_latest_time(self._committed_end())
+        return self.log.offset_of_latest_time(self._high_watermark.position)
 
     def end_offset_for_epoch(self, epoch: LeaderEpoch) -> tuple[LeaderEpoch, Offset]:
         """The largest epoch at or below `epoch` and where it ends (KIP-101, KIP-279); (-1, -1) if there is none."""
@@ -639,10 +511,30 @@ class Partition:
             DiskFull, StorageFailed, PartitionClosed: it was not done.
         """
         self._check_open()
-        if offset > self._high_watermark:
-            raise OffsetOutOfRange(f"offset {offset} is above the high watermark, {self._high_watermark}")
+        if offset > self.high_watermark:
+            raise OffsetOutOfRange(f"offset {offset} is above the high watermark, {self.high_watermark}")
+        if offset > self.synced_offset:  # committed by others: a start that is behind the log's end is no log
+            try:
+                self.log.sync_from(self.synced_offset)
+            except StorageFailed as error:
+                raise self._failed(error) from error
         self.log.delete_before(offset)
+        self.remove_deleted()
         return self.log.log_start_offset
+
+    def remove_deleted(self) -> None:
+        """Free what lies before the log's start, as far as no cut of the log can need it to know its producers.
+
+        Raises:
+            DiskFull, StorageFailed, StorageError: a file can't be renamed.
+        """
+        if self.log.has_deleted:
+            self.log.remove_deleted(self.safe_snapshot_offset)
+
+    @property
+    def safe_snapshot_offset(self) -> Offset:
+        """Of the newest snapshot of the producers that no cut removes."""
+        return snapshot_offset(self.log.directory, self.high_watermark)
 
     def close(self) -> None:
         """Answer everyone who waits, and close the files; what was not synced stays unacknowledged."""
@@ -652,95 +544,47 @@ class Partition:
 
     def swap_in(self, new: Segment, bases: Sequence[Offset]) -> bool:
         """Let a compacted segment take the place of others; see `Log.swap_in`."""
-        self._high_watermark_at = None
+        self._high_watermark.forget_position()
         return self.log.swap_in(new, bases)
-
-    def _committed_end(self) -> LogPosition:
-        position = self._high_watermark_at
-        if position is None:
-            position = self._high_watermark_at = self.log.position_at(self._high_watermark)
-        return position
 
     def _check_open(self) -> None:
         if self.is_closed:
             assert self.failure is not None
             raise self.failure.with_traceback(None)
 
-    # --- syncing: called by the flusher
+    # --- syncing
 
     def request_checkpoint(self) -> None:
         """Write a checkpoint soon, so that the next start has nothing to scan."""
-        if self.failure is None and not self.log.is_checkpointed:
-            self._wants_checkpoint = True
-            self._flusher.request(self)
+        self._syncing.request_checkpoint()
 
-    def begin_sync(self) -> SyncJob | None:
-        """What to sync now; None if there is nothing.
+    def _take_snapshot(self) -> Callable[[], None]:
+        directory, end = self.log.directory, self.log.log_end_offset
+        return partial(write_snapshot, directory, end, self.producers.copy(), committed=self.high_watermark)
 
-        Raises:
-            OSError: no descriptor is free.
-        """
-        if self.failure is not None or (self.log.is_synced and not self._wants_checkpoint):
-            return None
-        write = None
-        if not self._is_checkpointing and (self._wants_checkpoint or self.log.is_checkpoint_due):
-            write = partial(
-                write_snapshot,
-                self.log.directory,
-                self.log.log_end_offset,
-                self.producers.copy(),
-                committed=self._high_watermark,
-            )
-        job = self.log.begin_sync(write)
-        if write is not None:
-            self._is_checkpointing = True
-            self._wants_checkpoint = False
-        return job
-
-    def end_sync(self, job: SyncJob | None, error: Exception | None) -> None:
-        """Everything up to where the job ended is on disk, or the disk failed for good."""
-        if error is not None or job is None:
-            self._fail(
-                StorageFailed(
-                    f"{self.log.directory} can't be synced: {error}",
-                    hint="look at the kernel's log for disk errors, then start the core again",
-                )
-            )
-            return
-        if self.failure is not None:
-            return
-        if job.generation != self.log.generation:  # the log was cut meanwhile: sync what is there now
-            self._flusher.request(self)
-            return
-        if job.end.offset > self.synced_offset:
-            self.synced_offset = job.end.offset
-            _resolve(self._synced_waits, job.end.offset)
-            self.on_synced(self)
-
-    def end_checkpoint(self) -> None:
-        """The next checkpoint may be written."""
-        self._is_checkpointing = False
-        if self._wants_checkpoint:
-            self._flusher.request(self)
+    def _synced(self) -> None:
+        self.on_synced(self)
 
     def _fail(self, error: PartitionError) -> None:
         """Refuse appends from now on and tell everyone who waits; never undone, not even by a sync that works."""
         if self.failure is not None and not isinstance(error, PartitionClosed):
             return
         self.failure = error
+        self._syncing.is_stopped = True
         if isinstance(error, StorageFailed):
             _logger.error("partition_failed", topic=self.topic, partition=self.index, error=str(error))
         self._tell_all(error)
-        waits, self._synced_waits = self._synced_waits, []
-        _reject(waits, error)
+        self._syncing.waits.reject(error)
         self.on_failed(self)
 
+    def _failed(self, error: StorageError) -> StorageError:
+        """`error`, to be raised, after which nothing is taken."""
+        self._fail(error)
+        return error
+
     def _tell_all(self, error: PartitionError) -> None:
-        waits, self._committed_waits = self._committed_waits, []
-        _reject(waits, error)
-        readers, self._read_waits = list(self._read_waits), {}
-        for wait in readers:
-            wait.callback()
+        self._committed_waits.reject(error)
+        self._read_waits.call_all()
 
     def _not_leader(self) -> NotLeader:
         return NotLeader(
@@ -750,16 +594,3 @@ class Partition:
 
 def _ignore(_partition: Partition) -> None:
     """What a partition without an owner does."""
-
-
-def _resolve(waits: list[tuple[Offset, int, asyncio.Future[None]]], offset: Offset) -> None:
-    while waits and waits[0][0] <= offset:
-        future = heappop(waits)[2]
-        if not future.done():
-            future.set_result(None)
-
-
-def _reject(waits: list[tuple[Offset, int, asyncio.Future[None]]], error: PartitionError) -> None:
-    for _, _, future in waits:
-        if not future.done():
-            future.set_exception(error)

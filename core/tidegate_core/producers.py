@@ -120,6 +120,9 @@ class ProducerStates:
     def record(self, header: BatchHeader, now_ms: int) -> None:
         """The batch with this header is in the log, after the others; also for batches read back from it."""
         producer_id = header.producer_id
+        producer = self._producers.get(producer_id)
+        if producer is not None and header.base_offset <= producer.batches[-1].last_offset:
+            return  # a leader's snapshot knows later batches than the log it comes with
         batch = WrittenBatch(
             header.base_sequence,
             header.last_sequence,
@@ -127,11 +130,11 @@ class ProducerStates:
             header.last_offset,
             header.max_timestamp_ms,
         )
-        producer = self._producers.pop(producer_id, None)
         if producer is None or producer.epoch != header.producer_epoch:
             batches: tuple[WrittenBatch, ...] = (batch,)
         else:
             batches = (*producer.batches[-BATCHES_KEPT + 1 :], batch)
+        self._producers.pop(producer_id, None)
         self._producers[producer_id] = Producer(header.producer_epoch, batches, now_ms)
         if len(self._producers) > self.producers_max:
             del self._producers[next(iter(self._producers))]

@@ -7,14 +7,8 @@ import asyncio
 import structlog
 
 from tidegate_core.errors import PartitionDamaged
-from tidegate_core.log.compaction import (
-    CleanedSegment,
-    CompactionStopped,
-    Compactor,
-    load_state,
-    plan_compaction,
-    save_state,
-)
+from tidegate_core.log.compaction import CleanedSegment, CompactionStopped, Compactor, plan_compaction
+from tidegate_core.log.compaction_state import load_state, save_state
 from tidegate_core.log.files import OpenFiles
 from tidegate_core.log.retention import retention_start
 from tidegate_core.log.segment import Segment, segment_path
@@ -35,7 +29,7 @@ def keep_in_bounds(partition: Partition, now_ms: int, producer_expiration_ms: in
     if start is not None:
         partition.delete_before(start)
         _logger.info("retention_applied", topic=partition.topic, partition=partition.index, log_start_offset=start)
-    log.remove_deleted()
+    partition.remove_deleted()
     partition.producers.expire(now_ms - producer_expiration_ms)
 
 
@@ -52,25 +46,22 @@ async def compact_partition(partition: Partition, files: OpenFiles, now_ms: int)
     last_offsets = {
         producer_id: producer.batches[-1].last_offset for producer_id, producer in partition.producers.items()
     }
-    plan = plan_compaction(log, last_offsets, partition.high_watermark, now_ms)
+    plan = plan_compaction(log, last_offsets, partition.safe_snapshot_offset, now_ms)
     if plan is None:
         return
     compactor = Compactor(plan)
-    round_task = asyncio.create_task(asyncio.to_thread(compactor.run))
+    generation = log.generation
     try:
-        cleaned = await asyncio.shield(round_task)
-    except asyncio.CancelledError:
-        compactor.stop()
-        await asyncio.wait([round_task])
-        if not round_task.cancelled():
-            round_task.exception()  # CompactionStopped, or whatever: the round is given up
-        raise
+        cleaned = await _run(compactor)
     except CompactionStopped:
         return
-    except PartitionDamaged as error:
-        log.damage = log.damage or error
-        raise
-    if partition.is_closed:  # its directory may be another partition's by now
+    except (PartitionDamaged, OSError) as error:
+        if not partition.is_closed and log.generation == generation:
+            if isinstance(error, PartitionDamaged):
+                log.damage = log.damage or error
+            raise
+        cleaned = []
+    if partition.is_closed or log.generation != generation:  # what stands under these names now is something else
         return
     save_state(log.directory, load_state(log.directory))  # from here on the log may have gaps, and says so
     for new in cleaned:
@@ -89,6 +80,19 @@ async def compact_partition(partition: Partition, files: OpenFiles, now_ms: int)
         cleaned_to=compactor.cleaned_to,
         removed_records=sum(new.removed_records for new in cleaned),
     )
+
+
+async def _run(compactor: Compactor) -> list[CleanedSegment]:
+    """In a thread; whoever cancels this waits until the thread stopped."""
+    round_task = asyncio.create_task(asyncio.to_thread(compactor.run))
+    try:
+        return await asyncio.shield(round_task)
+    except asyncio.CancelledError:
+        compactor.stop()
+        await asyncio.wait([round_task])
+        if not round_task.cancelled():
+            round_task.exception()  # CompactionStopped, or whatever: the round is given up
+        raise
 
 
 def _as_segment(partition: Partition, files: OpenFiles, new: CleanedSegment) -> Segment:

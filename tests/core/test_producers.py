@@ -115,8 +115,8 @@ def test_batch_that_spans_the_wrap_is_recognised() -> None:
 
 def test_producer_that_wrote_longest_ago_makes_room_for_a_new_one() -> None:
     states = ProducerStates(producers_max=2)
-    for producer in (1, 2, 1, 3):
-        states.record(header(0, producer=producer), NOW_MS)
+    for offset, producer in enumerate((1, 2, 1, 3)):
+        states.record(header(0, producer=producer, offset=offset), NOW_MS)
     assert [producer_id for producer_id, _ in states.items()] == [1, 3]
 
 

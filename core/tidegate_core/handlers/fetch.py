@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate_core.node import Node
-from tidegate_core.partition import ReadWait
 from tidegate_core.protocol.error_codes import KafkaError, refusal_of
 from tidegate_core.protocol.fetch import FetchedPartition, encode_fetch
 from tidegate_core.protocol.translate import milliseconds
+from tidegate_core.waits import ReadWait
 from tidegate_wire.identifiers import Offset
 from tidegate_wire.kafka.messages import ErrorCode, RequestHeader
 

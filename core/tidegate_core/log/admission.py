@@ -1,6 +1,8 @@
-"""Which batches a partition takes from a producer: Kafka's rules for Produce from version 3 on."""
+"""Which batches a partition takes: from a producer by Kafka's rules for Produce from version 3 on; from its leader."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from tidegate_core.errors import (
     CorruptBatchRefused,
@@ -10,7 +12,18 @@ from tidegate_core.errors import (
     TransactionRefused,
 )
 from tidegate_core.log.config import LogConfig
-from tidegate_wire.records import BatchError, BatchHeader, CorruptBatch, TornBatch, check_batch, read_records
+from tidegate_core.log.control import read_voters
+from tidegate_core.log.segment import OFFSET_MAX
+from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
+from tidegate_wire.records import (
+    BatchError,
+    BatchHeader,
+    CorruptBatch,
+    TornBatch,
+    check_batch,
+    iter_batches,
+    read_records,
+)
 
 
 def check_new_batch(batch: memoryview, config: LogConfig, now_ms: int) -> BatchHeader:
@@ -66,3 +79,50 @@ def _check_keys(batch: memoryview) -> None:
         raise InvalidRecord(str(error)) from error
     if not has_keys:
         raise InvalidRecord("a record without a key, but the topic is compacted")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicatedBatches:
+    """What a follower has to know of the batches its leader sent."""
+
+    headers: list[BatchHeader]
+    voter_sets: list[tuple[Offset, tuple[NodeId, ...]]]
+    """Those that control records among them set, and where."""
+    compacted_to: Offset | None
+    """Before this offset the leader's compaction took records; None if all are there."""
+
+
+def check_replicated_batches(
+    batches: memoryview, end: Offset, last_epoch: LeaderEpoch, leader_epoch: LeaderEpoch
+) -> ReplicatedBatches:
+    """Check what is to be appended at `end`, after a batch of `last_epoch`, by a follower in `leader_epoch`.
+
+    Raises:
+        CorruptBatchRefused: a batch is not whole, its CRC does not fit, or it can't stand there.
+    """
+    headers: list[BatchHeader] = []
+    voter_sets: list[tuple[Offset, tuple[NodeId, ...]]] = []
+    compacted_to: Offset | None = None
+    epoch = max(last_epoch, 0)
+    try:
+        for batch in iter_batches(batches):
+            header = check_batch(batch)
+            last_offset = header.last_offset
+            if not end <= header.base_offset <= last_offset < OFFSET_MAX or not epoch <= header.leader_epoch:
+                raise CorruptBatchRefused(
+                    f"offset {header.base_offset} of epoch {header.leader_epoch} can't follow offset {end} of epoch "
+                    f"{epoch}"
+                )
+            if header.is_control:
+                voters = read_voters(batch)
+                if voters is not None:
+                    voter_sets.append((header.base_offset, voters))
+            if header.base_offset != end or header.has_gaps:
+                compacted_to = Offset(last_offset + 1)
+            headers.append(header)
+            end, epoch = Offset(last_offset + 1), header.leader_epoch
+    except BatchError as error:
+        raise CorruptBatchRefused(str(error)) from error
+    if epoch > leader_epoch and headers:
+        raise CorruptBatchRefused(f"a batch of epoch {epoch} from a leader of epoch {leader_epoch}")
+    return ReplicatedBatches(headers, voter_sets, compacted_to)

@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from tidegate_core.log.files import DamagedFile, replace_file, seal, unseal
+from tidegate_core.log.segment import OFFSET_MAX
 from tidegate_wire.identifiers import Offset
 
 STATE_SUFFIX: Final = ".state"
@@ -27,28 +28,20 @@ def write_app_state(directory: Path, offset: Offset, data: bytes) -> None:
         path.unlink(missing_ok=True)
 
 
-def load_app_state(directory: Path) -> tuple[Offset, bytes] | None:
-    """The newest whole state and its offset.
+def load_app_state(directory: Path, offset_max: int = OFFSET_MAX) -> tuple[Offset, bytes] | None:
+    """The newest whole state at or below `offset_max`, and its offset.
 
     Raises:
         OSError: a file can't be read.
     """
     for offset, path in _states(directory):
+        if offset > offset_max:
+            continue
         try:
             return offset, unseal(_KIND, path.read_bytes())
         except DamagedFile as error:
             _logger.error("state_damaged", path=str(path), problem=str(error))  # noqa: TRY400
     return None
-
-
-def remove_app_states(directory: Path) -> None:
-    """Remove all: the log begins anew.
-
-    Raises:
-        OSError: a file can't be removed.
-    """
-    for _, path in _states(directory):
-        path.unlink(missing_ok=True)
 
 
 def _states(directory: Path) -> list[tuple[Offset, Path]]:

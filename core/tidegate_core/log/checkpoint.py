@@ -4,9 +4,11 @@
 - `recovery_point`: everything before this place is on disk and was checked; a start reads on from here.
 - `leader_epochs`: where each epoch begins (KIP-101).
 - `voter_sets`: who voted from which offset on (KIP-853); the records that say so may be deleted.
+- `compacted_to`: batches before lack records that compaction removed, here or where they were copied from.
 - `segment_created_ms`: when the segment of the recovery point was begun, for `segment.ms`.
 
-A missing or damaged file costs a full scan of the log, and never a record.
+A missing or damaged file costs a full scan of the log, and never a record. It holds its content twice: who voted can't
+be read from anywhere else once the records that say so were deleted.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tidegate_core.log.files import DamagedFile, replace_file, seal, unseal
+from tidegate_core.log.files import DamagedFile, replace_file, seal_twice, unseal, unseal_either
 from tidegate_core.log.segment import OFFSET_ZERO, LogPosition
 from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
 
 CHECKPOINT_NAME: Final = "checkpoint"
-_KIND: Final = b"TGCHECK1"
+_KIND: Final = b"TGCHECK2"
+_KIND_ONCE: Final = b"TGCHECK1"
+"""Before there were voters: the content stood there once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Checkpoint:
     leader_epochs: tuple[tuple[LeaderEpoch, Offset], ...] = ()
     segment_created_ms: int = 0
     voter_sets: tuple[tuple[int, tuple[NodeId, ...]], ...] = ()
+    compacted_to: Offset = OFFSET_ZERO
 
     def encode(self) -> bytes:
         """As the file holds it: JSON behind a seal, so that a person can read it."""
@@ -45,8 +50,9 @@ class Checkpoint:
             "leader_epochs": self.leader_epochs,
             "segment_created_ms": self.segment_created_ms,
             "voter_sets": self.voter_sets,
+            "compacted_to": self.compacted_to,
         }
-        return seal(_KIND, json.dumps(fields).encode() + b"\n")
+        return seal_twice(_KIND, json.dumps(fields).encode() + b"\n")
 
     @classmethod
     def decode(cls, data: bytes) -> Checkpoint:
@@ -56,7 +62,7 @@ class Checkpoint:
             DamagedFile: it is something else.
         """
         try:
-            fields = json.loads(unseal(_KIND, data))
+            fields = json.loads(_unseal(data))
             point = fields["recovery_point"]
             return cls(
                 log_start_offset=Offset(fields["log_start_offset"]),
@@ -67,9 +73,17 @@ class Checkpoint:
                     (offset, tuple(NodeId(voter) for voter in voters))
                     for offset, voters in fields.get("voter_sets", ())
                 ),
+                compacted_to=Offset(fields.get("compacted_to", OFFSET_ZERO)),
             )
         except (KeyError, TypeError) as error:
             raise DamagedFile(f"a field is missing or of another type: {error}") from error
+
+
+def _unseal(data: bytes) -> bytes:
+    try:
+        return unseal_either(_KIND, data)
+    except DamagedFile:
+        return unseal(_KIND_ONCE, data)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:
@@ -143,15 +157,15 @@ class CheckpointWriter:
             if old is None or old.offset > new.offset:
                 self._write(replace(content, log_start_offset=self._content.log_start_offset))
 
-    def begin_anew(self, content: Checkpoint) -> None:
-        """The log is another one from now on, which begins at the recovery point of `content`.
+    def begin_anew(self, write: Callable[[], Checkpoint]) -> None:
+        """The log is another one from now on: `write` replaces this file and all others, and returns its content.
 
         Raises:
-            OSError: the file has its old content.
+            OSError: it was not done.
         """
         with self._lock:
             self.generation += 1
-            self._write(content)
+            self._content = write()
 
     def _write(self, content: Checkpoint) -> None:
         replace_file(self._path, content.encode(), durable=True)

@@ -58,10 +58,15 @@ def read_voters(batch: bytes | memoryview) -> tuple[NodeId, ...] | None:
     try:
         for record in read_records(batch):
             if _KEY.unpack_from(record.key or b"")[1] == VOTERS:
-                return tuple(NodeId(int(voter)) for voter in json.loads(record.value or b"")["voters"])
-    except (BatchError, ValueError, KeyError, TypeError, struct.error) as error:
+                voters = tuple(NodeId(int(voter)) for voter in json.loads(record.value or b"")["voters"])
+                break
+        else:
+            return None
+    except (BatchError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise CorruptBatchRefused(f"a control record can't be read: {error!r}") from error
-    return None
+    if not voters or len(set(voters)) < len(voters):
+        raise CorruptBatchRefused(f"a control record sets the voters {voters}")
+    return voters
 
 
 class VoterSets:

@@ -43,7 +43,8 @@ class LeaderEpochs:
     def end_offset(self, epoch: LeaderEpoch, log_end_offset: Offset) -> tuple[LeaderEpoch, Offset]:
         """The largest epoch at or below `epoch`, and the first offset after it; `UNDEFINED` above the latest.
 
-        An epoch older than all that are known ends where the first known one begins, as in Kafka.
+        An epoch older than all that are known ends where the first known one begins, as in Kafka; that may be before
+        the log's start.
         """
         if not self._epochs or epoch > self._epochs[-1] or epoch < 0:
             return UNDEFINED
@@ -59,8 +60,9 @@ class LeaderEpochs:
             self._epochs.pop()
 
     def cut_start(self, offset: Offset) -> None:
-        """Forget epochs that end at or before `offset`: the log's start was raised."""
-        while len(self._starts) > 1 and self._starts[1] <= offset:
+        """Forget epochs that end before `offset`, where the log begins now.
+
+        That of the batch before it stays: a log that is cut back to its start ends with it.
+        """
+        while len(self._starts) > 1 and self._starts[1] < offset:
             del self._starts[0], self._epochs[0]
-        if self._starts and self._starts[0] < offset:
-            self._starts[0] = offset

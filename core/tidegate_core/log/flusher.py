@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 from tidegate_core.log.files import NO_DESCRIPTOR_ERRORS
-from tidegate_core.log.log import SyncJob
+from tidegate_core.log.sync_job import SyncJob
 
 SYNC_THREADS: Final = 4
 """Syncs at once: the disk merges their journal commits; more gained nothing measurable on one disk."""
@@ -33,6 +33,10 @@ class Syncable(Protocol):
 
     def end_checkpoint(self) -> None:
         """The checkpoint that came with a job was written, or could not be."""
+
+
+_Done = tuple[Syncable, SyncJob, Exception | None]
+"""A job that was run, and what went wrong."""
 
 
 class Flusher:
@@ -92,34 +96,44 @@ class Flusher:
                 self._syncing.add(partition)
         if group:
             self._idle_threads -= 1
-            self._pool.submit(self._run_group, group)
+            self._loop.run_in_executor(self._pool, _sync_all, group).add_done_callback(self._end_group)
 
-    def _run_group(self, group: Sequence[tuple[Syncable, SyncJob]]) -> None:
-        """In a thread: sync first, so that nobody waits for the checkpoints."""
-        done: list[tuple[Syncable, SyncJob, Exception | None]] = []
-        for partition, job in group:
-            try:
-                job.run()
-            except Exception as error:  # whatever it is, the partition must hear of it
-                done.append((partition, job, error))
-            else:
-                done.append((partition, job, None))
+    def _end_group(self, future: asyncio.Future[Sequence[_Done]]) -> None:
+        """Tell whoever waits for the syncs; the checkpoints come after, so that nobody waits for those."""
+        done = future.result()
         with_checkpoint = [(partition, job) for partition, job, error in done if job.checkpoint and error is None]
-        self._loop.call_soon_threadsafe(self._end_group, done, not with_checkpoint)
-        for _, job in with_checkpoint:
-            job.write_checkpoint()
         if with_checkpoint:
-            self._loop.call_soon_threadsafe(self._end_checkpoints, [partition for partition, _ in with_checkpoint])
-
-    def _end_group(self, done: Sequence[tuple[Syncable, SyncJob, Exception | None]], is_thread_idle: bool) -> None:
-        self._idle_threads += is_thread_idle
+            written = self._loop.run_in_executor(self._pool, _checkpoint_all, with_checkpoint)
+            written.add_done_callback(self._end_checkpoints)
+        else:
+            self._idle_threads += 1
         for partition, job, error in done:
             self._syncing.discard(partition)
             partition.end_sync(job, error)
         self._start()
 
-    def _end_checkpoints(self, partitions: Sequence[Syncable]) -> None:
+    def _end_checkpoints(self, future: asyncio.Future[Sequence[Syncable]]) -> None:
         self._idle_threads += 1
-        for partition in partitions:
+        for partition in future.result():
             partition.end_checkpoint()
         self._start()
+
+
+def _sync_all(group: Sequence[tuple[Syncable, SyncJob]]) -> Sequence[_Done]:
+    """In a thread."""
+    done: list[_Done] = []
+    for partition, job in group:
+        try:
+            job.run()
+        except Exception as error:  # whatever it is, the partition must hear of it
+            done.append((partition, job, error))
+        else:
+            done.append((partition, job, None))
+    return done
+
+
+def _checkpoint_all(group: Sequence[tuple[Syncable, SyncJob]]) -> Sequence[Syncable]:
+    """In a thread."""
+    for _, job in group:
+        job.write_checkpoint()
+    return [partition for partition, _ in group]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid5
 
-from tidegate_core.log.files import DamagedFile, replace_file, seal, unseal
+from tidegate_core.log.files import DamagedFile, replace_file, seal_twice, unseal_either
 from tidegate_wire.identifiers import NodeId
 
 IDENTITY_NAME: Final = "partition.metadata"
@@ -49,21 +49,20 @@ def write_identity(directory: Path, identity: PartitionIdentity) -> None:
         "voters": list(identity.voters),
         "stands_in": identity.stands_in,
     }
-    replace_file(directory / IDENTITY_NAME, seal(_KIND, json.dumps(content).encode() + b"\n"), durable=True)
+    replace_file(directory / IDENTITY_NAME, seal_twice(_KIND, json.dumps(content).encode() + b"\n"), durable=True)
 
 
-def load_identity(directory: Path, topic: str, node_id: NodeId) -> PartitionIdentity:
-    """Read the file; a directory that was made before there was one belongs to this node alone.
+def load_identity(directory: Path) -> PartitionIdentity:
+    """Read the file.
 
     Raises:
-        OSError: it can't be read.
+        OSError: it can't be read; FileNotFoundError if there is none.
         DamagedFile: it is something else.
     """
+    data = (directory / IDENTITY_NAME).read_bytes()
     try:
-        content = json.loads(unseal(_KIND, (directory / IDENTITY_NAME).read_bytes()))
+        content = json.loads(unseal_either(_KIND, data))
         voters = tuple(NodeId(int(voter)) for voter in content["voters"])
         return PartitionIdentity(UUID(content["topic_id"]), voters, bool(content["stands_in"]))
-    except FileNotFoundError:
-        return PartitionIdentity(id_of_old_topic(topic), (node_id,))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{directory / IDENTITY_NAME}: {error!r}") from error

@@ -9,69 +9,27 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from tidegate_core.errors import OffsetOutOfRange, PartitionDamaged
 from tidegate_core.log.checkpoint import Checkpoint, CheckpointWriter
+from tidegate_core.log.compaction_state import load_state, save_state
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.control import VoterSets
 from tidegate_core.log.epochs import LeaderEpochs
 from tidegate_core.log.files import DELETED_SUFFIX, OpenFiles, replace_file, storage_error, sync_directory
+from tidegate_core.log.partition_snapshot import PartitionSnapshot
+from tidegate_core.log.reset import carry_out_reset
 from tidegate_core.log.segment import OFFSET_DELTA_MAX, LogPosition, Segment, segment_path
 from tidegate_core.log.swap import carry_out_swap, decide_swap
+from tidegate_core.log.sync_job import SyncJob
 from tidegate_wire.identifiers import LeaderEpoch, Offset
 from tidegate_wire.records import BatchError, BatchHeader, read_records
 
 CHECKPOINT_INTERVAL_BYTES: Final = 64 * 1024 * 1024
 """Appended between two checkpoints: about a tenth of a second of scanning after a crash, for two small syncs."""
-
-_logger = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class SyncJob:
-    """What a thread has to do so that everything before `end` is on disk."""
-
-    end: LogPosition
-    descriptors: list[int]
-    directory: Path | None
-    """Whose names changed."""
-    checkpoint: Callable[[], None] | None
-    """Moves the recovery point to `end`; to be called after the sync."""
-    generation: int
-    """Of the log; it grows when the log is cut, and then this job says nothing about what is there now."""
-
-    def run(self) -> None:
-        """Sync.
-
-        Raises:
-            OSError: not everything before `end` is on disk.
-        """
-        try:
-            for descriptor in self.descriptors:
-                os.fdatasync(descriptor)
-            if self.directory is not None:
-                sync_directory(self.directory)
-        finally:
-            self.abandon()
-
-    def write_checkpoint(self) -> None:
-        """Write the checkpoint; a failure is only logged, since the next start then scans more."""
-        assert self.checkpoint is not None
-        try:
-            self.checkpoint()
-        except OSError as error:
-            _logger.warning("checkpoint_not_written", offset=self.end.offset, error=str(error))
-
-    def abandon(self) -> None:
-        """Close the descriptors."""
-        while self.descriptors:
-            os.close(self.descriptors.pop())
 
 
 class Log:
@@ -88,6 +46,7 @@ class Log:
         voter_sets: VoterSets,
         checkpoint: Checkpoint,
         discard: Callable[[Path], None],
+        is_dense: bool = True,
         damage: PartitionDamaged | None = None,
         failure: PartitionDamaged | None = None,
     ) -> None:
@@ -99,6 +58,10 @@ class Log:
         """The first bytes found to be gone or changed; the rest can still be read."""
         self.failure = failure
         """Why nothing may be appended: the end of the log is not known."""
+        self.is_dense = is_dense
+        """Whether each offset has its record: neither compaction nor a leader's took any."""
+        self.compacted_to = checkpoint.compacted_to
+        """Batches before this offset lack records, because the leader they are from had compacted."""
         self.log_start_offset = max(checkpoint.log_start_offset, segments[0].base_offset)
         self.segments = segments
         self._active = segments[-1]
@@ -153,6 +116,12 @@ class Log:
         point = self._checkpoint.recovery_point
         return point.offset if point is not None else Offset(0)
 
+    def use_files(self, files: OpenFiles) -> None:
+        """Have files opened by `files` from now on: another thread owns the log."""
+        for segment in self.segments:
+            segment.use_files(files)
+        self._files = files
+
     # --- appending
 
     def append(self, batches: memoryview, headers: Sequence[BatchHeader], now_ms: int) -> None:
@@ -175,6 +144,26 @@ class Log:
         self._appended_since_checkpoint += len(batches)
         for header in headers:
             self.epochs.note(header.leader_epoch, header.base_offset)
+
+    def allow_gaps(self) -> None:
+        """From here on offsets may have no record; that is written down when this returns.
+
+        Raises:
+            DiskFull, StorageFailed, StorageError: it is not.
+        """
+        if self.is_dense:
+            try:
+                save_state(self.directory, load_state(self.directory))
+            except OSError as error:
+                raise storage_error(error, f"{self.directory} can't be written") from error
+            self.is_dense = self._active.is_dense = False
+
+    def tombstones_removed_to(self, now_ms: int) -> Offset:
+        """The last tombstone that compaction may have removed, here or where batches were copied from; -1 if none."""
+        if not self.config.compacts:
+            return Offset(-1)
+        removed_here = load_state(self.directory).tombstones_end(self.config.delete_retention_ms, now_ms)
+        return Offset(max(removed_here, self.compacted_to) - 1)
 
     def _must_roll(self, active: Segment, append_bytes: int, last_offset: int, now_ms: int) -> bool:
         return (
@@ -205,7 +194,8 @@ class Log:
             self.roll(now_ms)
 
     def _roll(self, base_offset: Offset, now_ms: int) -> Segment:
-        segment = Segment.create(segment_path(self.directory, base_offset), base_offset, self._files, now_ms)
+        path = segment_path(self.directory, base_offset)
+        segment = Segment.create(path, base_offset, self._files, now_ms, is_dense=self.is_dense)
         sealed = self._active
         sealed.is_sealed = True
         sealed.end_offset = base_offset
@@ -244,6 +234,20 @@ class Log:
         self._directory_dirty = False
         return job
 
+    def sync_from(self, offset: Offset) -> None:
+        """Put everything at and after `offset` on disk now.
+
+        Raises:
+            StorageFailed, StorageError: it may not be.
+        """
+        try:
+            for segment in self.segments:
+                if segment.end_offset > offset:
+                    os.fdatasync(self._files.get(segment))
+            sync_directory(self.directory)
+        except OSError as error:
+            raise storage_error(error, f"{self.directory} can't be synced") from error
+
     def _checkpoint_at(self, end: LogPosition, write_snapshot: Callable[[], None]) -> Callable[[], None]:
         indexes = [(segment.index_path, self._encode_index(segment)) for segment in (*self._unindexed, self._active)]
         generation = self._checkpoint.generation
@@ -252,6 +256,7 @@ class Log:
             leader_epochs=tuple(self.epochs.entries),
             segment_created_ms=self._active_created_ms,
             voter_sets=self.voter_sets.entries,
+            compacted_to=self.compacted_to,
         )
         self._unindexed.clear()
         self._appended_since_checkpoint = 0
@@ -292,7 +297,8 @@ class Log:
                 break
             is_last = segment.base_offset == end.segment_base
             try:
-                data, is_whole = segment.read(offset, room, end if is_last else segment.end, at_least_one=not buffers)
+                first = max(offset, segment.base_offset)
+                data, is_whole = segment.read(first, room, end if is_last else segment.end, at_least_one=not buffers)
                 if not data and not buffers and offset >= segment.end_offset:
                     raise segment.damaged(segment.size_bytes, f"offset {offset} is missing: a file is gone")
             except PartitionDamaged as error:
@@ -406,7 +412,8 @@ class Log:
 
     def end_offset_for_epoch(self, epoch: LeaderEpoch) -> tuple[LeaderEpoch, Offset]:
         """The largest epoch at or below `epoch` in this log, and where it ends; (-1, -1) if there is none."""
-        return self.epochs.end_offset(epoch, self.log_end_offset)
+        found, end = self.epochs.end_offset(epoch, self.log_end_offset)
+        return found, max(end, self.log_start_offset) if end >= 0 else end
 
     # --- removing
 
@@ -425,22 +432,26 @@ class Log:
             self.roll(self._active.last_append_ms)
         try:
             self._checkpoint.raise_log_start(offset)
-            self.log_start_offset = offset
-            self.epochs.cut_start(offset)
-            self.voter_sets.cut_start(offset)
         except OSError as error:
             raise storage_error(error, f"{self.directory}: the log's start can't be raised") from error
-        self.remove_deleted()
+        self.log_start_offset = offset
+        self.epochs.cut_start(offset)
+        self.voter_sets.cut_start(offset)
 
-    def remove_deleted(self) -> None:
-        """Remove the segments that lie wholly below the log's start.
+    @property
+    def has_deleted(self) -> bool:
+        """Whether a whole segment lies below the log's start."""
+        return len(self.segments) > 1 and self.segments[0].end_offset <= self.log_start_offset
+
+    def remove_deleted(self, limit: Offset) -> None:
+        """Remove the segments that lie wholly below the log's start, and below `limit`.
 
         Only up to the recovery point: the producers that wrote what goes are then in a snapshot.
 
         Raises:
             DiskFull, StorageFailed, StorageError: a file can't be renamed.
         """
-        limit = min(self.log_start_offset, self.recovery_offset)
+        limit = min(self.log_start_offset, self.recovery_offset, limit)
         try:
             self._remove([segment for segment in self.segments[:-1] if segment.end_offset <= limit])
         except OSError as error:
@@ -462,6 +473,7 @@ class Log:
         segment = self.segments[at]
         try:
             end = segment.position_after(offset)
+            self.compacted_to = min(self.compacted_to, end.offset)
             self.epochs.cut_end(end.offset)
             self.voter_sets.cut_end(end.offset)
             self._checkpoint.truncate(
@@ -470,49 +482,50 @@ class Log:
                     leader_epochs=tuple(self.epochs.entries),
                     segment_created_ms=segment.last_append_ms,
                     voter_sets=self.voter_sets.entries,
+                    compacted_to=self.compacted_to,
                 )
             )
             self._remove(self.segments[:at:-1])
             segment.cut(end)
             self._active = segment
             self._active_created_ms = segment.last_append_ms
-            if segment in self._unindexed:
-                self._unindexed.remove(segment)
+            # a checkpoint on its way, which would have written the indexes of these, is void now
+            self._unindexed = [sealed for sealed in self.segments[:-1] if sealed.end_offset > self.recovery_offset]
             os.fdatasync(self._files.get(segment))
             sync_directory(self.directory)
         except OSError as error:
             raise storage_error(error, f"{self.directory} can't be truncated") from error
 
-    def reset(self, offset: Offset, epochs: LeaderEpochs, voter_sets: VoterSets, now_ms: int) -> None:
-        """Remove every record and begin at `offset`, on disk when this returns.
-
-        A crash on the way leaves an empty log that begins at the old start, or at `offset`.
+    def reset(self, snapshot: PartitionSnapshot, now_ms: int) -> None:
+        """Remove every record and begin as the snapshot says, which was decided before; on disk when this returns.
 
         Raises:
-            DiskFull, StorageFailed, StorageError: it could not be done; the log takes nothing until the next start.
+            DiskFull, StorageFailed, StorageError: the next start will finish; the log takes nothing until then.
         """
+        gone: list[Path] = []
+
+        def carry_out() -> Checkpoint:
+            for segment in self.segments:
+                self._files.close(segment)
+            checkpoint, segments = carry_out_reset(self.directory, snapshot)
+            gone.extend(segments)
+            return checkpoint
+
         try:
-            self.truncate_to(self.log_start_offset)
-            self._remove(self.segments[:])
-            sync_directory(self.directory)
-            end = LogPosition(offset, offset, 0)
-            self._checkpoint.begin_anew(
-                Checkpoint(
-                    log_start_offset=offset,
-                    recovery_point=end,
-                    leader_epochs=tuple(epochs.entries),
-                    segment_created_ms=now_ms,
-                    voter_sets=voter_sets.entries,
-                )
-            )
-            segment = Segment.create(segment_path(self.directory, offset), offset, self._files, now_ms)
-            sync_directory(self.directory)
+            self._checkpoint.begin_anew(carry_out)
         except OSError as error:
             raise storage_error(error, f"{self.directory} can't begin anew") from error
-        self.epochs, self.voter_sets = epochs, voter_sets
-        self.segments, self._bases, self._active = [segment], [offset], segment
-        self.log_start_offset = offset
+        for path in gone:
+            self._discard(path)
+        base = snapshot.offset
+        segment = Segment.empty(segment_path(self.directory, base), base, self._files, now_ms, is_dense=True)
+        self.epochs, self.voter_sets = LeaderEpochs(snapshot.leader_epochs), VoterSets([(-1, snapshot.voters)])
+        self.segments, self._bases, self._active = [segment], [base], segment
+        self.log_start_offset = base
+        self.compacted_to = snapshot.compacted_to
+        self.is_dense = True
         self._active_created_ms = now_ms
+        self._unindexed.clear()
         self._appended_since_checkpoint = 0
         self._directory_dirty = False
         self.damage = None

@@ -28,6 +28,8 @@ class PartitionSnapshot:
     producers: ProducerStates
     """The committed ones, as of later than `offset`: reading on from there brings each of them to the same state."""
     app_state: bytes | None
+    compacted_to: Offset
+    """Records before this offset were removed by compaction, tombstones among them."""
 
     def encode(self) -> bytes:
         """As it goes over the wire."""
@@ -39,6 +41,7 @@ class PartitionSnapshot:
                 "voters": self.voters,
                 "producers_bytes": len(producers),
                 "has_app_state": self.app_state is not None,
+                "compacted_to": self.compacted_to,
             }
         ).encode()
         return b"".join((_HEAD_BYTES.pack(len(head)), head, producers, self.app_state or b""))
@@ -62,6 +65,7 @@ class PartitionSnapshot:
                 voters=tuple(NodeId(int(voter)) for voter in head["voters"]),
                 producers=producers,
                 app_state=data[end:] if head["has_app_state"] else None,
+                compacted_to=Offset(int(head["compacted_to"])),
             )
-        except (struct.error, KeyError, TypeError) as error:
+        except (struct.error, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not a partition's snapshot: {error!r}") from error

@@ -23,8 +23,9 @@ from typing import Final
 
 import structlog
 
-from tidegate_core.errors import PartitionDamaged
+from tidegate_core.errors import CorruptBatchRefused, PartitionDamaged
 from tidegate_core.log.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint
+from tidegate_core.log.compaction_state import COMPACTION_NAME
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.control import VoterSets, read_voters
 from tidegate_core.log.epochs import LeaderEpochs
@@ -42,7 +43,7 @@ from tidegate_core.log.segment import (
     read_forward,
     segment_path,
 )
-from tidegate_core.log.swap import COMPACTION_NAME, finish_swaps
+from tidegate_core.log.swap import finish_swaps
 from tidegate_wire.identifiers import NodeId, Offset
 from tidegate_wire.records import HEADER_BYTES, BatchHeader
 
@@ -68,6 +69,7 @@ class _Scan:
     """Whether every offset has its record: no compaction ever took one."""
     epochs: LeaderEpochs
     voter_sets: VoterSets
+    compacted_to: Offset
     segments: list[Segment] = field(default_factory=list)
     scanned_bytes: int = 0
     damage: PartitionDamaged | None = None
@@ -104,7 +106,7 @@ def create_log(
     Raises:
         OSError: the files can't be made.
     """
-    segment = Segment.create(segment_path(directory, 0), Offset(0), files, now_ms)
+    segment = Segment.create(segment_path(directory, 0), Offset(0), files, now_ms, is_dense=True)
     voter_sets = VoterSets([(-1, voters)])
     checkpoint = Checkpoint(recovery_point=segment.end, segment_created_ms=now_ms, voter_sets=voter_sets.entries)
     replace_file(directory / CHECKPOINT_NAME, checkpoint.encode(), durable=False)
@@ -150,13 +152,17 @@ def open_log(
         is_dense=not config.compacts and not (directory / COMPACTION_NAME).exists(),
         epochs=LeaderEpochs(checkpoint.leader_epochs),
         voter_sets=VoterSets(checkpoint.voter_sets or [(-1, voters)]),
+        compacted_to=checkpoint.compacted_to,
     )
     _open_segments(scan)
     _check_extent(scan)
     if not scan.segments:
         base = max(scan.recovery_offset, checkpoint.log_start_offset)
-        scan.segments.append(Segment.create(segment_path(directory, base), base, files, now_ms))
+        path = segment_path(directory, base)
+        scan.segments.append(Segment.create(path, base, files, now_ms, is_dense=scan.is_dense))
         sync_directory(directory)
+    elif scan.scanned_bytes:
+        sync_directory(directory)  # their names, too
     active = scan.segments[-1]
     for segment in scan.segments[:-1]:
         segment.is_sealed = True
@@ -170,8 +176,9 @@ def open_log(
         segments=scan.segments,
         epochs=scan.epochs,
         voter_sets=scan.voter_sets,
-        checkpoint=checkpoint,
+        checkpoint=replace(checkpoint, compacted_to=scan.compacted_to),
         discard=discard,
+        is_dense=scan.is_dense,
         damage=scan.damage,
         failure=scan.failure,
     )
@@ -305,6 +312,8 @@ def _scan_segment(scan: _Scan, base: Offset, scan_from: Offset, next_base: Offse
 
 def _judge_tail(scan: _Scan, path: Path, end: LogPosition, size_bytes: int, *, may_cut: bool) -> None:
     """What stands behind `end` is no batch: cut it if it was never synced, else say that the log's end is not known."""
+    if scan.failure is not None:
+        return
     if end.offset < scan.recovery_offset:
         scan.mark_failed(path, f"byte {end.byte}: offset {end.offset} was on disk, and is not a whole batch any more")
     elif not may_cut or _holds_batch_after(path, end, size_bytes):
@@ -364,18 +373,30 @@ def _check_batches(scan: _Scan, index: SparseIndex, good: LogPosition, next_base
             follows = base_offset == good.offset if scan.is_dense else base_offset >= good.offset
             if not follows or not base_offset <= last_offset < offset_end or not crc_fits(header, batch):
                 break
-            index.add(header, position)
-            scan.epochs.note(header.leader_epoch, base_offset)
             if header.is_control:
-                voters = read_voters(batch)
+                voters = _read_voters(scan, good.segment_base, position, batch)
+                if scan.failure is not None:
+                    break
                 if voters is not None:
                     scan.voter_sets.note(base_offset, voters)
+            index.add(header, position)
+            scan.epochs.note(header.leader_epoch, base_offset)
+            if base_offset != good.offset or header.has_gaps:
+                scan.compacted_to = max(scan.compacted_to, Offset(last_offset + 1))
             if base_offset >= scan.replay_from:
                 scan.batch_found(header)
             good = LogPosition(Offset(last_offset + 1), good.segment_base, position + len(batch))
     finally:
         os.close(descriptor)
     return good
+
+
+def _read_voters(scan: _Scan, base: Offset, position: int, batch: memoryview) -> tuple[NodeId, ...] | None:
+    try:
+        return read_voters(batch)
+    except CorruptBatchRefused as error:  # its CRC fits, so this is no torn tail
+        scan.mark_failed(segment_path(scan.directory, base), f"byte {position}: {error}")
+        return None
 
 
 def _holds_batch_after(path: Path, end: LogPosition, size_bytes: int) -> bool:

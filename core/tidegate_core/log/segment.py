@@ -147,13 +147,9 @@ class Segment:
         self._resume: dict[int, int] = {}
 
     @classmethod
-    def create(cls, path: Path, base_offset: Offset, files: OpenFiles, now_ms: int) -> Segment:
-        """Make an empty segment; the caller syncs the directory.
-
-        Raises:
-            OSError: the file can't be made.
-        """
-        segment = cls(
+    def empty(cls, path: Path, base_offset: Offset, files: OpenFiles, now_ms: int, *, is_dense: bool) -> Segment:
+        """One without batches, whose file is there already."""
+        return cls(
             path,
             files,
             base_offset=base_offset,
@@ -162,10 +158,24 @@ class Segment:
             index=SparseIndex(),
             last_append_ms=now_ms,
             trusted_from=0,
-            is_dense=True,
+            is_dense=is_dense,
         )
+
+    @classmethod
+    def create(cls, path: Path, base_offset: Offset, files: OpenFiles, now_ms: int, *, is_dense: bool) -> Segment:
+        """Make an empty segment; the caller syncs the directory.
+
+        Raises:
+            OSError: the file can't be made.
+        """
+        segment = cls.empty(path, base_offset, files, now_ms, is_dense=is_dense)
         files.create(segment)
         return segment
+
+    def use_files(self, files: OpenFiles) -> None:
+        """Be opened by `files` from now on."""
+        self._files.close(self)
+        self._files = files
 
     @property
     def index_path(self) -> Path:
@@ -223,7 +233,7 @@ class Segment:
         size = min(max(bytes_max, 0), end.byte - start)
         data = self._pread(min(max(size, HEADER_BYTES), end.byte - start), start)
         next_offset: int = end.offset
-        if start < self.trusted_from and start + size > self.checked_to:
+        if start < self.trusted_from and start + max(size, 1) > self.checked_to:
             data, next_offset = self._checked_batches(data, start, size, offset, end)
             size = len(data)
         elif start + size < end.byte:

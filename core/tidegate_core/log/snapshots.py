@@ -48,6 +48,11 @@ def remove_snapshots(directory: Path, after: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def snapshot_offset(directory: Path, offset_max: int) -> Offset:
+    """Of the newest snapshot at or below `offset_max`; 0 if there is none."""
+    return Offset(next((offset for offset, _ in _snapshots(directory) if offset <= offset_max), 0))
+
+
 def load_snapshot(directory: Path, offset_max: int = OFFSET_MAX) -> tuple[Offset, ProducerStates]:
     """The newest whole snapshot at or below `offset_max`; offset 0 and nobody if there is none.
 

@@ -22,8 +22,6 @@ from tidegate_core.log.segment import INDEX_SUFFIX, segment_path
 
 CLEANED_SUFFIX: Final = ".cleaned"
 SWAP_SUFFIX: Final = ".swap"
-COMPACTION_NAME: Final = "compaction"
-"""The file that says how far a log was compacted; a log that has it may have gaps between its offsets."""
 
 _KIND: Final = b"TGSWAP_1"
 _logger = structlog.get_logger()

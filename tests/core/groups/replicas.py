@@ -26,7 +26,7 @@ from tidegate_core.log.control import leader_change
 from tidegate_core.log.files import OpenFiles
 from tidegate_core.log.flusher import Flusher
 from tidegate_core.log.identity import PartitionIdentity
-from tidegate_core.partition import Partition
+from tidegate_core.opening import create_partition
 from tidegate_core.protocol.error_codes import KafkaError
 from tidegate_core.replication.messages import Leadership
 from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
@@ -127,7 +127,7 @@ class Replica:
         self._flusher = Flusher()
         directory = cluster.directory / f"node-{node_id}"
         directory.mkdir(parents=True)
-        self.partition = Partition.create(
+        self.partition = create_partition(
             OFFSETS_TOPIC,
             0,
             directory,

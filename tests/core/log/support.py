@@ -13,6 +13,7 @@ from tidegate_core.log.files import OpenFiles
 from tidegate_core.log.flusher import Flusher
 from tidegate_core.log.identity import PartitionIdentity
 from tidegate_core.log_manager import lead_alone
+from tidegate_core.opening import create_partition, open_partition
 from tidegate_core.partition import Partition
 from tidegate_wire.identifiers import BatchSequence, NodeId, Offset, ProducerEpoch, ProducerId
 from tidegate_wire.records import (
@@ -110,7 +111,7 @@ def open_or_create(
         path.unlink(missing_ok=True)
 
     if directory.exists():
-        return Partition.open(
+        return open_partition(
             "events",
             0,
             directory,
@@ -119,10 +120,9 @@ def open_or_create(
             flusher=flusher,
             discard=discard,
             now_ms=now_ms,
-            node_id=NODE,
         )
     directory.mkdir()
-    return Partition.create(
+    return create_partition(
         "events",
         0,
         directory,
@@ -157,4 +157,4 @@ async def checkpoint(partition: Partition) -> None:
     """Write a checkpoint, and return when it is on disk."""
     partition.request_checkpoint()
     async with asyncio.timeout(20):
-        await partition._flusher.drain()
+        await partition._syncing.flusher.drain()

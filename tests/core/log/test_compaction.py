@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.core.log.support import NOW_MS, KeyValue, append, checkpoint, commit, make_batch, opened, read_all
 from tidegate_core.log import compaction
-from tidegate_core.log.compaction import CompactionState, Compactor, load_state, plan_compaction
+from tidegate_core.log.compaction import Compactor, plan_compaction
+from tidegate_core.log.compaction_state import CompactionState, load_state, save_state
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.rewrite import keep_records, stored_records
 from tidegate_core.log.swap import carry_out_swap, decide_swap
@@ -162,7 +163,7 @@ async def test_crash_during_the_swap_leaves_the_old_or_the_new(tmp_path: Path, c
         await checkpoint(partition)
         plan = plan_compaction(partition.log, {}, partition.high_watermark, NOW_MS)
         assert plan is not None
-        compaction.save_state(directory, CompactionState())
+        save_state(directory, CompactionState())
         cleaned = Compactor(plan).run()
         assert len(cleaned[0].bases) > 1 or len(cleaned) > 1
         for new in cleaned:

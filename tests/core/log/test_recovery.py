@@ -202,13 +202,6 @@ async def test_all_segments_missing_is_damage(filled: Path) -> None:
         assert isinstance(partition.failure, PartitionDamaged)
 
 
-async def test_directory_made_but_nothing_in_it_is_an_empty_log(tmp_path: Path) -> None:
-    (tmp_path / "p").mkdir()
-    async with opened(tmp_path / "p") as partition:
-        assert partition.failure is None
-        assert await commit(partition, make_batch(values(1))) == 0
-
-
 async def test_roll_whose_old_segment_never_reached_the_disk(tmp_path: Path) -> None:
     """A power cut took the end of a closed segment, and all of the new one but its name."""
     directory = tmp_path / "p"
