@@ -38,6 +38,7 @@ from tidegate_core.replication.messages import (
     Register,
 )
 from tidegate_core.replication.peers import PeerNetwork
+from tidegate_core.replication.reconciler import Reconciler
 from tidegate_core.replication.replicas import ReplicaManager, ReplicationRules
 from tidegate_core.replication.vote_store import VoteStore
 from tidegate_core.settings import CoreSettings
@@ -115,6 +116,7 @@ class ClusterNode:
                 metadata=metadata,
                 controller=controller,
                 replicas=replicas,
+                reconciler=Reconciler(replicas, logs, votes),
                 network=network,
                 voters=voters,
                 default_settings=settings.topic_defaults,

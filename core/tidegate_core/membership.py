@@ -33,6 +33,7 @@ from tidegate_core.replication.messages import (
     Register,
 )
 from tidegate_core.replication.peers import PeerError, PeerNetwork, PeerRefused, PeerUnreachable
+from tidegate_core.replication.reconciler import Reconciler
 from tidegate_core.replication.replicas import ReplicaManager
 from tidegate_wire.address import Address
 from tidegate_wire.identifiers import NodeId
@@ -57,6 +58,7 @@ class Membership:
         metadata: MetadataLog,
         controller: Controller,
         replicas: ReplicaManager,
+        reconciler: Reconciler,
         network: PeerNetwork,
         voters: Mapping[NodeId, Address],
         default_settings: Mapping[str, str],
@@ -66,6 +68,7 @@ class Membership:
         self._metadata = metadata
         self._controller = controller
         self._replicas = replicas
+        self._reconciler = reconciler
         self._network = network
         self._voters = voters
         self._default_settings = default_settings
@@ -92,7 +95,6 @@ class Membership:
     def _on_metadata(self) -> None:
         self._metadata.on_high_watermark()
         if self._is_complete():
-            self._replicas.metadata_is_complete()
             self._has_changed.set()
 
     def _is_complete(self) -> bool:
@@ -118,12 +120,17 @@ class Membership:
             self._network.set_addresses(addresses)
             self._replicas.set_nodes(addresses)
             wanted = wanted_replicas(image, self._node_id, self._default_settings)
-            await self._replicas.reconcile(wanted, self._is_gone)
-            if self._is_complete():
+            is_complete = self._is_complete()
+            await self._reconciler.reconcile(wanted, self._is_gone, is_complete=is_complete)
+            if is_complete:
                 self._is_in_line.set()
 
     def _is_gone(self, key: ReplicaKey) -> bool:
-        return self.image.is_deleted(key.topic_id)
+        """Whether the metadata knows a partition, and that it has no replica here, or is deleted."""
+        topic = self.image.topic_by_id(key.topic_id)
+        if topic is None:
+            return self.image.is_deleted(key.topic_id)
+        return key.partition < topic.partition_count and self._node_id not in topic.hosts(key.partition)
 
     async def in_line(self) -> None:
         """Return when this node has all replicas that the metadata gave it, as of its start."""

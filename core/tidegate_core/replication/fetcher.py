@@ -33,6 +33,9 @@ from tidegate_wire.kafka.messages import ErrorCode
 FETCH_BYTES_MAX: Final = 8 * 1024 * 1024
 """What one answer may bring: it is held in memory until it is written."""
 
+FETCH_BYTES_MIN: Final = 64 * 1024
+"""What one answer may always bring, however slow the link is."""
+
 POSITIONS_MAX: Final = 5000
 """In one request; the rest follows with the next."""
 
@@ -87,6 +90,9 @@ class LeaderFetcher:
         self._forgotten: dict[ReplicaKey, None] = {}
         self._sent: dict[ReplicaKey, _Sent] = {}
         self._snapshots: dict[ReplicaKey, asyncio.Task[None]] = {}
+        self._bytes_max = FETCH_BYTES_MIN * 4
+        """So much that an answer takes no longer than a heartbeat: over a slow link a large one would look like a dead
+        leader."""
         self._session = 0
         self._number = 0
         self._has_work = asyncio.Event()
@@ -130,13 +136,16 @@ class LeaderFetcher:
             if not self.following:
                 self._has_work.clear()
                 await self._has_work.wait()
+            began_ms = self._owner.now_ms()
             try:
                 answer = await self._fetch()
             except PeerError as error:
                 failures += 1
+                self._bytes_max = max(self._bytes_max // 2, FETCH_BYTES_MIN)
                 await self._failed(error, failures)
                 continue
             failures = 0
+            self._adapt(answer, self._owner.now_ms() - began_ms)
             self.last_answer_ms = self._owner.now_ms()
             if answer.error is not ErrorCode.none:
                 self._begin_session()
@@ -147,6 +156,14 @@ class LeaderFetcher:
                 _log.exception("fetch_failed", leader=self.leader)
                 self._begin_session()
                 await asyncio.sleep(0.1)
+
+    def _adapt(self, answer: ReplicaFetched, took_ms: int) -> None:
+        """Ask for as much as comes in half a heartbeat."""
+        size_bytes = sum(len(buffer) for item in answer.replicas for buffer in item.buffers)
+        if size_bytes > FETCH_BYTES_MIN and took_ms > self._wait_ms:
+            self._bytes_max = max(self._bytes_max // 2, FETCH_BYTES_MIN)
+        elif size_bytes >= self._bytes_max // 2 and took_ms < self._wait_ms // 2:
+            self._bytes_max = min(self._bytes_max * 2, FETCH_BYTES_MAX)
 
     async def _failed(self, error: PeerError, failures: int) -> None:
         self._begin_session()
@@ -187,7 +204,7 @@ class LeaderFetcher:
             self._session,
             self._number,
             0 if self._changed else self._wait_ms,
-            FETCH_BYTES_MAX,
+            self._bytes_max,
             positions,
             [key for key in forgotten if key not in self.following],
         )

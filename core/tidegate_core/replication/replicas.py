@@ -18,7 +18,6 @@ import structlog
 from tidegate_core.errors import PartitionError, StorageError
 from tidegate_core.log.control import leader_change, voters_record
 from tidegate_core.log_manager import LogManager
-from tidegate_core.metadata.assignments import WantedReplica
 from tidegate_core.partition import Partition
 from tidegate_core.raft.messages import BeginEpoch, EndEpoch, ReplicaKey, VoteState
 from tidegate_core.raft.replica import Replica, Role, Timing
@@ -47,20 +46,15 @@ from tidegate_core.replication.sessions import FollowerSessions
 from tidegate_core.replication.snapshots import Snapshots
 from tidegate_core.replication.throttle import Throttle
 from tidegate_core.replication.vote_store import VoteStore
+from tidegate_core.replication.watch import Watch
 from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
 from tidegate_wire.kafka.messages import ErrorCode
 
-SWEEP_S: Final = 0.1
-"""Between two looks at which nodes are heard: a tenth of the time after which one is not."""
-
-HEARD_FACTOR: Final = 1.5
-"""A leader thinks a follower gone after this many election timeouts; others have elected a new leader by then."""
+DAMAGE_POLL_S: Final = 0.1
+"""Between two looks at whether all that damaged votes put in doubt is saved; once in the life of a disk."""
 
 IN_STEP_MS: Final = 10_000
 """A follower that had everything at least this recently is in step (Kafka's replica.lag.time.max.ms is 30 s)."""
-
-BUSY_S: Final = 0.01
-"""How long the loop may be kept from other things at once while replicas are made."""
 
 _log = structlog.get_logger()
 
@@ -77,7 +71,7 @@ class ReplicationRules:
 
 
 class ReplicaManager:
-    """Owns the replicas. `start` begins with those on the disk; `reconcile` brings them in line with the metadata."""
+    """Owns the replicas. `start` begins with those on the disk; `replication.reconciler` brings them in line."""
 
     def __init__(
         self,
@@ -108,8 +102,6 @@ class ReplicaManager:
         self._hosted: dict[ReplicaKey, HostedReplica] = {}
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._fetchers: dict[NodeId, LeaderFetcher] = {}
-        self._has_caught_up = False
-        """Whether the metadata was complete once, as of this start: a partition that is made later is a new one."""
         self.sessions = FollowerSessions(
             self._hosted,
             settle=self.settle,
@@ -129,8 +121,17 @@ class ReplicaManager:
         )
         self._announcer = Announcer(network, self._leaderships, rules.request_timeout_ms)
         self._deadlines = Deadlines(self._due)
-        self._unheard: frozenset[NodeId] = frozenset()
-        self._sweeper: asyncio.Task[None] | None = None
+        self._watch = Watch(
+            node_id,
+            self._hosted,
+            self._fetchers,
+            self.sessions.last_fetch_ms,
+            self._elections,
+            settle=self.settle,
+            now_ms=self.now_ms,
+            timing=rules.timing,
+        )
+        self._damage: asyncio.Task[None] | None = None
         self._snapshots = Snapshots(self._hosted)
 
     # --- what others ask
@@ -168,16 +169,30 @@ class ReplicaManager:
         """Host what is on the disk, and begin to look after it; of `lost` the records were there once, and are not."""
         for partition in list(self._logs.partitions.values()):
             is_lost = self._votes.is_damaged or partition in lost
-            hosted = self._host(partition, is_new=not is_lost and partition.key == METADATA_KEY, is_lost=is_lost)
+            hosted = self.host(partition, is_new=not is_lost and partition.key == METADATA_KEY, is_lost=is_lost)
             hosted.stands_in = partition.identity.stands_in
-        self._sweeper = asyncio.create_task(self._sweep(), name="replica sweep")
+        self._watch.start()
+        if self._votes.is_damaged:
+            self._damage = asyncio.create_task(self._settle_damage(), name="damaged votes")
+
+    async def _settle_damage(self) -> None:
+        """Once every replica's doubt is on the disk, the next start need not doubt them all again."""
+        while True:
+            if all(one.replica.may_vote or one.replica.unsaved is None for one in self._hosted.values()):
+                break
+            await asyncio.sleep(DAMAGE_POLL_S)
+        try:
+            await self._votes.settle_damage()
+        except StorageError as error:
+            _log.warning("damaged_votes_not_settled", error=str(error))
 
     async def close(self) -> None:
         """Stop at once; `replication.handover` is how to leave politely before."""
         self._deadlines.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self._watch.close()
+        if self._damage is not None:
+            self._damage.cancel()
+            await asyncio.gather(self._damage, return_exceptions=True)
         await self._announcer.close()
         await self._elections.close()
         for fetcher in self._fetchers.values():
@@ -187,7 +202,8 @@ class ReplicaManager:
         """The nodes of the cluster, to be told who leads."""
         self._announcer.set_nodes(node for node in nodes if node != self.node_id)
 
-    def _host(self, partition: Partition, *, is_new: bool, is_lost: bool) -> HostedReplica:
+    def host(self, partition: Partition, *, is_new: bool, is_lost: bool) -> HostedReplica:
+        """Let a replica take part. `is_new`: it never did; `is_lost`: it may have, and its records are gone."""
         key = partition.key
         state = self._votes.get(key) or VoteState(LeaderEpoch(0))
         replica = Replica(
@@ -213,7 +229,7 @@ class ReplicaManager:
         self.settle(hosted)
         return hosted
 
-    def _drop(self, hosted: HostedReplica) -> None:
+    def drop(self, hosted: HostedReplica) -> None:
         """Forget a replica, whose log is or will be closed."""
         hosted.replica.halt()
         self.settle(hosted)
@@ -223,68 +239,9 @@ class ReplicaManager:
         if self._partitions.get((partition.topic, partition.index)) is partition:
             del self._partitions[partition.topic, partition.index]
 
-    # --- in line with the metadata
-
-    def metadata_is_complete(self) -> None:
-        """This node has seen all metadata there was when it started: what is made from now on is new."""
-        self._has_caught_up = True
-
-    async def reconcile(
-        self, wanted: Mapping[tuple[str, int], WantedReplica], is_gone: Callable[[ReplicaKey], bool]
-    ) -> None:
-        """Make, configure and delete replicas as the metadata says.
-
-        A replica that the metadata gave this node once, and no longer does, is deleted; so is one of which it says that
-        its topic was deleted (`is_gone`). One that the metadata does not know at all is left alone.
-        """
-        began_s = self._loop.time()
-        for (topic, index), want in wanted.items():
-            hosted = self._hosted.get(want.key)
-            if hosted is None:
-                hosted = self._make(topic, index, want)
-            if hosted is None:
-                continue
-            partition = hosted.partition
-            self._partitions[topic, index] = partition
-            if partition.config != want.config:
-                partition.config = want.config
-            if self._loop.time() - began_s > BUSY_S:  # each one that is made waits for the disk: let others in between
-                await asyncio.sleep(0)
-                began_s = self._loop.time()
-        keys = {want.key for want in wanted.values()}
-        for hosted in list(self._hosted.values()):
-            if hosted.key in keys or hosted.key == METADATA_KEY:
-                continue
-            partition = hosted.partition
-            was_known = self._partitions.get((partition.topic, partition.index)) is partition
-            if was_known or is_gone(hosted.key):
-                self.delete(partition)
-            elif self._has_caught_up and hosted.replica.role is not Role.HALTED:
-                hosted.replica.halt()
-                self.settle(hosted)
-                _log.warning("partition_unknown", topic=partition.topic, partition=partition.index, hint="left alone")
-
-    def _make(self, topic: str, index: int, want: WantedReplica) -> HostedReplica | None:
-        old = self._logs.partitions.get((topic, index))
-        try:
-            if old is not None:  # of a topic of the same name that was deleted
-                self.delete(old)
-            partition = self._logs.create(topic, index, want.config, want.key.topic_id, want.voters)
-        except (StorageError, OSError) as error:
-            _log.error("replica_not_made", topic=topic, partition=index, error=str(error))
-            return None
-        is_known_to_be_new = self._has_caught_up or want.voters == (self.node_id,)
-        return self._host(partition, is_new=not want.is_learner, is_lost=not is_known_to_be_new)
-
-    def delete(self, partition: Partition) -> None:
-        """Remove a replica and its records."""
-        hosted = self._hosted.get(partition.key)
-        if hosted is not None and hosted.partition is partition:
-            self._drop(hosted)
-        try:
-            self._logs.delete(partition.topic, partition.index)
-        except (StorageError, OSError) as error:
-            _log.error("replica_not_deleted", topic=partition.topic, partition=partition.index, error=str(error))
+    def adopt(self, topic: str, index: int, partition: Partition) -> None:
+        """The metadata knows a partition by this name."""
+        self._partitions[topic, index] = partition
 
     # --- settling
 
@@ -389,8 +346,7 @@ class ReplicaManager:
 
     def is_heard(self, node: NodeId) -> bool:
         """Whether a follower's node fetched lately."""
-        at_ms = self.sessions.last_fetch_ms.get(node)
-        return at_ms is not None and self.now_ms() - at_ms <= self._rules.timing.election_timeout_ms
+        return self._watch.is_heard(node)
 
     def announce_changes(self) -> None:
         """Tell the nodes where followers fell out of step or came back."""
@@ -439,6 +395,8 @@ class ReplicaManager:
 
     def _on_failed(self, partition: Partition) -> None:
         hosted = self._hosted.get(partition.key)
+        if partition.had_one_voter_only and not partition.is_damaged:
+            return  # nobody else could lead: it takes nothing more, and what is committed can be read
         if hosted is not None and hosted.partition is partition and not partition.is_closed:
             self._mark_failed(hosted)
             self.settle(hosted)
@@ -469,7 +427,7 @@ class ReplicaManager:
         leadership = self.leaders.get(key)
         if self._hosted.get(key) is not hosted or leadership is None or leadership.leader == self.node_id:
             return
-        self._drop(hosted)
+        self.drop(hosted)
         try:
             anew = self._logs.set_aside_damaged(partition.topic, partition.index)
         except (StorageError, OSError) as error:
@@ -477,7 +435,7 @@ class ReplicaManager:
             return
         _log.warning("replica_fetched_anew", topic=partition.topic, partition=partition.index, leader=leadership.leader)
         self._partitions[partition.topic, partition.index] = anew
-        hosted = self._host(anew, is_new=False, is_lost=True)
+        hosted = self.host(anew, is_new=False, is_lost=True)
         hosted.stands_in = True
         hosted.replica.on_begin_epoch(BeginEpoch(leadership.leader, leadership.epoch), self.now_ms())
         self.settle(hosted)
@@ -510,36 +468,6 @@ class ReplicaManager:
             hosted.replica.tick(self.now_ms())
             self.settle(hosted)
 
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            now_ms = self.now_ms()
-            timeout_ms = self._rules.timing.election_timeout_ms
-            for fetcher in self._fetchers.values():
-                if fetcher.following and now_ms - fetcher.last_answer_ms > timeout_ms:
-                    fetcher.lost()
-            self._check_quorums(now_ms)
-
-    def _check_quorums(self, now_ms: int) -> None:
-        limit_ms = int(self._rules.timing.election_timeout_ms * HEARD_FACTOR)
-        unheard = frozenset(node for node, at_ms in self.sessions.last_fetch_ms.items() if now_ms - at_ms > limit_ms)
-        for hosted in list(self._hosted.values()):
-            if hosted.replica.is_leader and len(hosted.partition.voters) > 1:
-                self._check_quorum(hosted, unheard, now_ms, limit_ms)
-        self._unheard = unheard
-
-    def _check_quorum(self, hosted: HostedReplica, unheard: frozenset[NodeId], now_ms: int, limit_ms: int) -> None:
-        since_ms = now_ms - hosted.led_since_ms
-        if since_ms <= limit_ms:
-            missing = [voter for voter in hosted.partition.voters if voter not in hosted.replica.progress]
-            if missing and since_ms > self._rules.timing.stagger_ms:
-                self._elections.begin_epoch(hosted, missing)
-            return
-        if unheard is not self._unheard or unheard:
-            last_fetch_ms = self.sessions.last_fetch_ms
-            hosted.replica.check_quorum(lambda node: node in last_fetch_ms and node not in unheard, now_ms)
-            self.settle(hosted)
-
     # --- from other nodes
 
     async def handle(self, sender: NodeId, message: PeerRequest) -> PeerResponse:
@@ -548,7 +476,7 @@ class ReplicaManager:
             case ReplicaFetch():
                 return await self.sessions.fetch(sender, message)
             case Votes():
-                return await self._elections.on_votes(message, self._hears_leader)
+                return await self._elections.on_votes(message, self._watch.hears_leader)
             case BeginEpochs():
                 self._elections.on_begin_epochs(message)
             case EndEpochs():
@@ -560,14 +488,6 @@ class ReplicaManager:
             case _:
                 return Refused(ErrorCode.invalid_request, f"{type(message).__name__} is not for replicas")
         return Done()
-
-    def _hears_leader(self, hosted: HostedReplica) -> bool:
-        leader = hosted.replica.leader
-        if leader is None or leader == self.node_id:
-            return leader == self.node_id
-        fetcher = self._fetchers.get(leader)
-        silent_ms = self.now_ms() - fetcher.last_answer_ms if fetcher is not None else 0
-        return fetcher is not None and silent_ms <= self._rules.timing.election_timeout_ms
 
     # --- voters and successors
 
