@@ -49,18 +49,35 @@ def assert_refused(directory: Path, plan: NodePlan, node_id: int, voters: str, *
     assert "hint:" in output, output
 
 
+def copy_data(cluster: Cluster, node_id: int, plan: NodePlan, **meta: str | int) -> None:
+    """What a node has, with other words about whose it is."""
+    shutil.copytree(cluster.plans[node_id].data_dir, plan.data_dir, ignore=shutil.ignore_patterns("lock"))
+    path = plan.data_dir / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | meta), encoding="utf-8")
+
+
 def new_plan(directory: Path) -> NodePlan:
     (port,) = stable_ports(1)
     return NodePlan(address=Address("127.0.0.1", port), data_dir=directory / "new")
 
 
-def test_a_node_of_another_cluster_is_refused(tmp_path: Path, cluster: Cluster) -> None:
+def test_a_voter_with_the_data_of_another_cluster_is_refused(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.stop(3)
+    try:
+        plan = NodePlan(address=cluster.plans[3].address, data_dir=tmp_path / "other")
+        copy_data(cluster, 3, plan, cluster_id="another-cluster-id-xx")
+        assert_refused(tmp_path, plan, 3, cluster.voters, "cluster", code=REFUSED)
+    finally:
+        cluster.start(3)
+
+
+def test_a_node_that_was_a_cluster_of_its_own_is_refused(tmp_path: Path, cluster: Cluster) -> None:
     plan = new_plan(tmp_path)
     with TidegatePart(
         ["core", "--node-id", "4", "--listen", str(plan.address), "--data-dir", str(plan.data_dir)], tmp_path
     ) as alone:
         alone.wait_ready()
-    assert_refused(tmp_path, plan, 4, cluster.voters, "cluster", code=REFUSED)
+    assert_refused(tmp_path, plan, 4, cluster.voters, "voters", code=USAGE)
 
 
 def test_a_second_node_with_the_same_id_is_refused(tmp_path: Path, cluster: Cluster) -> None:
@@ -91,13 +108,11 @@ def test_a_voter_that_the_cluster_does_not_know_is_refused(tmp_path: Path, clust
 
 def test_a_data_directory_of_a_newer_version_is_refused(tmp_path: Path, cluster: Cluster) -> None:
     plan = new_plan(tmp_path)
-    shutil.copytree(cluster.plans[1].data_dir, plan.data_dir, ignore=shutil.ignore_patterns("lock"))
-    meta = json.loads((plan.data_dir / "meta.json").read_text(encoding="utf-8"))
-    (plan.data_dir / "meta.json").write_text(json.dumps(meta | {"format_version": 99}), encoding="utf-8")
+    copy_data(cluster, 1, plan, format_version=99)
     assert_refused(tmp_path, plan, 1, cluster.voters, "version 99", code=REFUSED)
 
 
 def test_a_data_directory_of_another_node_is_refused(tmp_path: Path, cluster: Cluster) -> None:
     plan = new_plan(tmp_path)
-    shutil.copytree(cluster.plans[1].data_dir, plan.data_dir, ignore=shutil.ignore_patterns("lock"))
+    copy_data(cluster, 1, plan)
     assert_refused(tmp_path, plan, 2, cluster.voters, "node 1", code=REFUSED)

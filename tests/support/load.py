@@ -30,6 +30,10 @@ QUICK: Final[Settings] = {
 }
 """A client that looks for the new leader at once; a fault's time is then the cluster's own."""
 
+REQUEST_TIMEOUT_MS: Final = 2000
+"""For which a producer waits for an answer of a node that is frozen or cut off, before it turns to the new leader:
+librdkafka asks nobody else while requests are under way. It is part of the measured times, with such faults."""
+
 GROUP: Final = "readers"
 
 _TICK_S: Final = 0.02
@@ -173,7 +177,8 @@ class Load:
             {
                 "enable.idempotence": True,
                 "linger.ms": 5,
-                "request.timeout.ms": 3000,
+                "request.timeout.ms": REQUEST_TIMEOUT_MS,
+                "socket.timeout.ms": REQUEST_TIMEOUT_MS,
                 "message.timeout.ms": 120_000,
                 "message.send.max.retries": 1_000_000,
                 "queue.buffering.max.messages": 1_000_000,
