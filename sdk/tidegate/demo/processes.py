@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -30,9 +31,11 @@ _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None)
 
 
-def _die_with_parent() -> None:
-    """In the child: be killed when the demo is gone, however it went (prctl(2))."""
+def _die_with(parent: int) -> None:
+    """In the child: be killed when the demo, process `parent`, is gone, however it went (prctl(2))."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone already
+        os._exit(1)
 
 
 class Part:
@@ -58,7 +61,7 @@ class Part:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(_die_with, os.getpid()),
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
             )
 
