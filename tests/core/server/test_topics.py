@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.server.harness import RawClient, batch_of, running_core, values_of
+from tests.core.server.harness import RawClient, batch_of, running_core, seconds, values_of
 from tidegate_core.protocol.versions import VERSIONS, Api
 from tidegate_wire.kafka.messages import ErrorCode, decode_response, response_type
 
@@ -222,27 +222,47 @@ async def test_a_topic_gets_more_partitions_and_never_fewer(client: RawClient) -
 
 
 async def test_a_directory_that_the_metadata_does_not_know_is_left_alone(tmp_path: Path) -> None:
-    async with running_core(tmp_path) as address, RawClient.connect(address) as client:
-        await client.create_topic("t")
-        await client.produce("t", batch_of(b"precious"))
+    (tmp_path / "elsewhere").mkdir()
+    async with running_core(tmp_path / "elsewhere") as address, RawClient.connect(address) as client:
+        await client.create_topic("stranger")
+        await client.produce("stranger", batch_of(b"precious"))
     stranger = tmp_path / "data" / "stranger-0"
-    (tmp_path / "data" / "t-0").rename(stranger)
-    files = sorted(path.name for path in stranger.iterdir())
+    shutil.copytree(tmp_path / "elsewhere" / "data" / "stranger-0", stranger)
+    segments = {path.name: path.read_bytes() for path in stranger.glob("*.log")}
+    async with running_core(tmp_path) as address, RawClient.connect(address) as client:
+        assert (await client.fetch("stranger", 0)).error_code is ErrorCode.unknown_topic_or_partition
+        topic = wanted("stranger")
+        response = await client.ask(Api.CREATE_TOPICS, 7, topics=[topic], timeout=seconds(0.1))
+        assert response.topics[0].error_code is ErrorCode.none
+        assert (await client.fetch("stranger", 0)).error_code is ErrorCode.kafka_storage_error
+    assert {path.name: path.read_bytes() for path in stranger.glob("*.log")} == segments
+
+
+async def test_a_partition_whose_directory_is_gone_does_not_begin_anew(tmp_path: Path) -> None:
+    async with running_core(tmp_path) as address, RawClient.connect(address) as client:
+        await client.create_topic("t", 2)
+        await client.produce("t", batch_of(b"precious"))
+    (tmp_path / "data" / "t-0").rename(tmp_path / "gone")
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
         assert (await client.fetch("t", 0)).error_code is ErrorCode.kafka_storage_error
-        assert (await client.fetch("stranger", 0)).error_code is ErrorCode.unknown_topic_or_partition
-        response = await client.ask(Api.CREATE_TOPICS, 7, topics=[wanted("stranger")])
-        assert response.topics[0].error_code is ErrorCode.topic_already_exists
-    assert sorted(path.name for path in stranger.iterdir()) == files
+        assert (await client.produce("t", batch_of(b"a"))).error_code is ErrorCode.kafka_storage_error
+        assert (await client.produce("t", batch_of(b"a"), partition=1)).error_code is ErrorCode.none
+        (part, _) = (await client.ask(Api.METADATA, 12, topics=[{"name": "t"}])).topics[0].partitions
+        assert (part.error_code, part.leader_id) == (ErrorCode.leader_not_available, -1)
+    (tmp_path / "gone").rename(tmp_path / "data" / "t-0")
+    async with running_core(tmp_path) as address, RawClient.connect(address) as client:
+        assert values_of((await client.fetch("t", 0)).records) == [b"precious"]
 
 
-async def test_partitions_of_a_creation_that_a_crash_cut_short_are_used(tmp_path: Path) -> None:
+async def test_a_creation_that_a_crash_cut_short_is_finished(tmp_path: Path) -> None:
+    """Its record was committed, and the crash came before the directories, and before anybody noted that they are."""
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
-        await client.create_topic("t")
-    (tmp_path / "data" / "t-0").rename(tmp_path / "data" / "u-0")
+        await client.create_topic("t", 2)
+    shutil.rmtree(tmp_path / "data" / "t-1")
+    (tmp_path / "data" / "votes").unlink()
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
-        await client.create_topic("u", 2)
-        assert (await client.produce("u", batch_of(b"a"))).error_code is ErrorCode.none
+        for index in range(2):
+            assert (await client.produce("t", batch_of(b"a"), partition=index)).error_code is ErrorCode.none
 
 
 async def test_a_deletion_that_a_crash_cut_short_is_finished(tmp_path: Path) -> None:
