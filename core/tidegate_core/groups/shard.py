@@ -261,8 +261,9 @@ class GroupShard:
                 return  # its members are told that the coordinator moved
             code = ErrorCode.none
             if error is not None:
-                _log.error("group_not_stored", group=group.group_id, error=str(error))
                 code = _code_of(error)
+                if code is not ErrorCode.not_coordinator:  # which is no failure: it is about to be unloaded
+                    _log.error("group_not_stored", group=group.group_id, error=str(error))
             self.coordinator.stored(group, effect.number, code, self.now_ms())
             self._settle()
 

@@ -341,3 +341,7 @@ async def test_a_missing_partition_of_the_offsets_topic_does_not_move_the_groups
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
         await coordinated(client, "b", "c")
         assert await committed(client, "b") == await committed(client, "c") == {("t", 0): 5}
+        response = await client.ask(Api.OFFSET_FETCH, 8, groups=[{"group_id": "a", "topics": None}])
+        assert response.groups[0].error_code is ErrorCode.not_coordinator
+        response = await client.ask(Api.FIND_COORDINATOR, 4, key_type=0, coordinator_keys=("a",))
+        assert response.coordinators[0].error_code is ErrorCode.coordinator_not_available
