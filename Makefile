@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults check lint bench clean
+.PHONY: demo test faults simulate check lint bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tidegate needs Python >= 3.11; set PYTHON=/path/to/python3.11")'
@@ -28,6 +28,12 @@ faults: .venv/installed
 	mkdir -p build && rm -f build/faults.jsonl
 	TIDEGATE_FAULT_ROUNDS=$(ROUNDS) TIDEGATE_FAULT_REPORT=build/faults.jsonl $(BIN)/pytest tests/faults -k test_cluster; \
 	status=$$?; $(BIN)/python -m tests.faults.report build/faults.jsonl; exit $$status
+
+# SEEDS seeds of each simulation on all cores; it says how to see one that fails again.
+SEEDS ?= 1000
+FIRST ?= 0
+simulate: .venv/installed
+	$(BIN)/python -m tests.simulator --seeds $(SEEDS) --first $(FIRST)
 
 check: lint test
 
