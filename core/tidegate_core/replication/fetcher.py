@@ -27,7 +27,7 @@ from tidegate_core.replication.messages import (
     SnapshotFetched,
 )
 from tidegate_core.replication.peers import PeerError, PeerNetwork, PeerUnreachable
-from tidegate_wire.identifiers import NodeId, Offset
+from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
 from tidegate_wire.kafka.messages import ErrorCode
 
 FETCH_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -81,6 +81,9 @@ class LeaderFetcher:
         self.last_answer_ms = owner.now_ms()
         """When the leader's node was heard last."""
         self.following: dict[ReplicaKey, HostedReplica] = {}
+        self._lost: dict[ReplicaKey, LeaderEpoch] = {}
+        """Partitions, and the epochs of their leader, that were given up since the node was heard last. Another node may
+        still take it for their leader: following it on hearsay is no sign that it is there."""
         self._owner = owner
         self._network = network
         self._random = random
@@ -100,7 +103,7 @@ class LeaderFetcher:
 
     def follow(self, hosted: HostedReplica) -> None:
         """Fetch a partition from this leader from now on."""
-        if not self.following:
+        if not self.following and self._lost.get(hosted.key) != hosted.replica.epoch:
             self.last_answer_ms = self._owner.now_ms()
         self.following[hosted.key] = hosted
         self._mark(hosted.key)
@@ -147,6 +150,7 @@ class LeaderFetcher:
             failures = 0
             self._adapt(answer, self._owner.now_ms() - began_ms)
             self.last_answer_ms = self._owner.now_ms()
+            self._lost.clear()
             if answer.error is not ErrorCode.none:
                 self._begin_session()
                 continue
@@ -175,6 +179,7 @@ class LeaderFetcher:
         """The leader's node is gone, or not heard: whoever follows it may look for another leader."""
         now_ms = self._owner.now_ms()
         for hosted in list(self.following.values()):
+            self._lost[hosted.key] = hosted.replica.epoch
             hosted.replica.leader_lost(now_ms)
             self._owner.settle(hosted)
 
