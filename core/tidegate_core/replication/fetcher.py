@@ -82,8 +82,8 @@ class LeaderFetcher:
         """When the leader's node was heard last."""
         self.following: dict[ReplicaKey, HostedReplica] = {}
         self._lost: dict[ReplicaKey, LeaderEpoch] = {}
-        """Partitions, and the epochs of their leader, that were given up since the node was heard last. Another node may
-        still take it for their leader: following it on hearsay is no sign that it is there."""
+        """Partitions, and the epochs of their leader, that were given up since the node was heard last. Other nodes may
+        still take it for the leader: to follow it on their word is no sign that it is there."""
         self._owner = owner
         self._network = network
         self._random = random
