@@ -5,6 +5,7 @@ answers the other nodes, and asks the controller, whichever node that is.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -71,6 +72,7 @@ class Membership:
         self._reconciler = reconciler
         self._network = network
         self._voters = voters
+        self._voters_in_turn = itertools.cycle(sorted(voters))
         self._default_settings = default_settings
         self._answer_client = answer_client
         self._has_changed = asyncio.Event()
@@ -206,10 +208,12 @@ class Membership:
                 raise KafkaError(answer.error, answer.reason)
             return None
         leadership = self._replicas.leaders.get(METADATA_KEY)
-        if leadership is None or leadership.leader == self._node_id:
+        # Nobody tells a new node who leads before it is registered, so it asks the voters in turn.
+        asked = next(self._voters_in_turn) if leadership is None else leadership.leader
+        if asked == self._node_id:
             return None
         try:
-            return await self._network.request(leadership.leader, Lane.FORWARD, message, CONTROLLER_TIMEOUT_S)
+            return await self._network.request(asked, Lane.FORWARD, message, CONTROLLER_TIMEOUT_S)
         except PeerRefused as error:
             if error.error is not ErrorCode.not_controller:
                 raise KafkaError(error.error, str(error)) from error
