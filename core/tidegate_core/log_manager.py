@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import shutil
 import time
@@ -21,7 +22,14 @@ from tidegate_core.errors import PartitionDamaged, PartitionError, PartitionExis
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.files import DELETED_SUFFIX, DamagedFile, OpenFiles, storage_error, sync_directory
 from tidegate_core.log.flusher import Flusher
-from tidegate_core.log.identity import IDENTITY_NAME, PartitionIdentity, load_identity, write_identity
+from tidegate_core.log.identity import (
+    IDENTITY_NAME,
+    PartitionIdentity,
+    load_directory_name,
+    load_identity,
+    write_identity,
+)
+from tidegate_core.log.log import CHECKPOINT_INTERVAL_BYTES, CHECKPOINT_INTERVAL_BYTES_MIN
 from tidegate_core.log.segment import SEGMENT_SUFFIX, LogPosition
 from tidegate_core.opening import create_partition, open_partition
 from tidegate_core.partition import Partition
@@ -34,6 +42,12 @@ OPEN_THREADS: Final = 4
 
 UPKEEP_INTERVAL_S: Final = 30.0
 """Between two looks at every partition for what is old; retention is late by at most this."""
+
+NAME_BYTES_MAX: Final = 200
+"""Of a partition's name where something is added to it; file systems take names of 255 bytes."""
+
+SCAN_BYTES_MAX: Final = 512 * 1024 * 1024
+"""What a start after a crash reads of all partitions together, about: half a second of CRCs, or what the disk takes."""
 
 DAMAGED_SUFFIX: Final = ".damaged"
 """Of a partition's directory that was set aside until there is a whole copy of it again."""
@@ -167,6 +181,7 @@ class LogManager:
             shutil.rmtree(directory, ignore_errors=True)
             raise storage_error(error, f"{directory} can't be made") from error
         self._partitions[topic, index] = partition
+        self._share_out_scan()
         return partition
 
     def delete(self, topic: str, index: int) -> None:
@@ -214,13 +229,20 @@ class LogManager:
             DiskFull, StorageFailed, StorageError: it could not be done; the next time may do.
         """
         partition = self._partitions[topic, index]
-        identity = replace(partition.identity, stands_in=False)
+        identity = replace(partition.identity, stands_in=False, was_shared=True)
         try:
             write_identity(partition.log.directory, identity)
             partition.identity = identity
             self._discard_set_aside(partition.log.directory.name)
         except OSError as error:
             raise storage_error(error, f"{partition.log.directory}: what was set aside can't be removed") from error
+
+    def _share_out_scan(self) -> None:
+        """The more partitions there are, the less is appended to each between two checkpoints."""
+        share = SCAN_BYTES_MAX // max(len(self._partitions), 1)
+        interval_bytes = min(max(share, CHECKPOINT_INTERVAL_BYTES_MIN), CHECKPOINT_INTERVAL_BYTES)
+        for partition in self._partitions.values():
+            partition.log.checkpoint_interval_bytes = interval_bytes
 
     def configure(self, topic: str, config: LogConfig) -> None:
         """Use `config` for all partitions of `topic` from now on."""
@@ -269,6 +291,7 @@ class LogManager:
         with ThreadPoolExecutor(OPEN_THREADS, thread_name_prefix="open") as pool:
             await asyncio.gather(*(open_some(pool) for _ in range(OPEN_THREADS)))
         self._partitions.update((key, opened[key]) for key in sorted(opened))
+        self._share_out_scan()
         _logger.info(
             "logs_opened",
             partitions=len(self._partitions),
@@ -309,7 +332,10 @@ class LogManager:
             ):
                 self._discard(directory.rename(_unused_name(directory, DELETED_SUFFIX)))  # was being made
         for damaged in sorted(path.glob(f"*{DAMAGED_SUFFIX}")):
-            directory = path / damaged.name.rsplit(".", 2)[0]
+            try:
+                directory = path / load_directory_name(damaged)
+            except (OSError, DamagedFile):
+                continue
             if not directory.exists():
                 damaged.rename(directory)  # was being set aside
         sync_directory(path)
@@ -329,10 +355,8 @@ class LogManager:
         Raises:
             OSError: a directory can't be renamed.
         """
-        for path in self._data_dir.path.glob(f"{name}.*{DAMAGED_SUFFIX}"):
-            gone = path.with_name(path.name + DELETED_SUFFIX)
-            path.rename(gone)
-            self._discard(gone)
+        for path in self._data_dir.path.glob(f"{_short(name)}.*{DAMAGED_SUFFIX}"):
+            self._discard(path.rename(_unused_name(path, DELETED_SUFFIX)))
 
     def _discard(self, path: Path) -> None:
         """Remove it in the background; called from any thread."""
@@ -358,8 +382,16 @@ class LogManager:
 
 def _unused_name(directory: Path, suffix: str) -> Path:
     """A name beside `directory` that nothing has."""
-    names = (directory.with_name(f"{directory.name}.{number}{suffix}") for number in itertools.count())
+    name = _short(directory.name)
+    names = (directory.with_name(f"{name}.{number}{suffix}") for number in itertools.count())
     return next(path for path in names if not path.exists())
+
+
+def _short(name: str) -> str:
+    """The name of a directory, if need be shortened, so that something can be added to it."""
+    if len(name) <= NAME_BYTES_MAX:
+        return name
+    return f"{name[: NAME_BYTES_MAX - 17]}~{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 def _remove(path: Path) -> None:

@@ -51,14 +51,14 @@ def open_partition(
         files,
         discard=discard,
         now_ms=now_ms,
-        voters=identity.voters,
+        identity=identity,
         replay_from=replay_from,
         batch_found=replay,
     )
     if replay_from > log.log_end_offset and log.failure is None:  # a crash while it was cut
         remove_snapshots(directory, log.log_end_offset)
         try:
-            producers = rebuild_producers(log, now_ms)
+            producers = rebuild_producers(log, log.log_end_offset, now_ms)
         except PartitionDamaged as error:
             log.damage = log.failure = error
     return Partition(topic, index, identity, log, producers, flusher, now_ms)

@@ -6,8 +6,9 @@ owner (`replication.replicas`) calls `lead`, `follow`, `set_high_watermark`, `tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -17,6 +18,7 @@ from tidegate_core.errors import (
     NotLeader,
     OffsetOutOfRange,
     PartitionClosed,
+    PartitionDamaged,
     PartitionError,
     StorageError,
     StorageFailed,
@@ -28,46 +30,22 @@ from tidegate_core.log.config import LogConfig
 from tidegate_core.log.control import ControlRecord, read_voters
 from tidegate_core.log.files import storage_error
 from tidegate_core.log.flusher import Flusher
-from tidegate_core.log.identity import PartitionIdentity
+from tidegate_core.log.identity import PartitionIdentity, write_identity
 from tidegate_core.log.log import Log
 from tidegate_core.log.partition_snapshot import PartitionSnapshot
-from tidegate_core.log.rebuild import rebuild_producers
+from tidegate_core.log.rebuild import committed_producers, rebuild_producers
 from tidegate_core.log.reset import decide_reset
 from tidegate_core.log.segment import Segment
-from tidegate_core.log.snapshots import remove_snapshots, snapshot_offset, write_snapshot
-from tidegate_core.producers import ProducerStates, WrittenBatch
+from tidegate_core.log.snapshots import snapshot_offset, write_snapshot
+from tidegate_core.producers import ProducerStates
 from tidegate_core.raft.messages import ReplicaKey
+from tidegate_core.results import AppendResult, ReadResult, duplicate_of
 from tidegate_core.syncing import Syncing
 from tidegate_core.waits import OffsetWaits, ReadWait, ReadWaits
 from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
 from tidegate_wire.records import BatchHeader, stamp, stamp_log_append_time
 
 _logger = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class AppendResult:
-    """Where a batch stands in the log. It is safe once `Partition.committed(end_offset)` returned."""
-
-    base_offset: Offset
-    """The first record's."""
-    end_offset: Offset
-    """One after the last record's: what to pass to `Partition.committed`."""
-    log_append_time_ms: int
-    """The time given to the records, or -1 where they keep their own."""
-    log_start_offset: Offset
-    is_duplicate: bool
-    """The batch was there already; these are the offsets it has. Answer as for the first one."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadResult:
-    """Whole record batches below the high watermark, back to back; the first may begin before the offset asked for."""
-
-    buffers: tuple[bytes, ...]
-    size_bytes: int
-    high_watermark: Offset
-    log_start_offset: Offset
 
 
 class Partition:
@@ -123,7 +101,7 @@ class Partition:
         self.on_synced: Callable[[Partition], None] = _ignore
         """Called when `synced_offset` moved."""
         self.on_failed: Callable[[Partition], None] = _ignore
-        """Called when `failure` is set."""
+        """Called when `failure` is set, and when a shared partition can't be read."""
         self._now_ms = now_ms
         self._high_watermark = HighWatermark(log)
         self._syncing = Syncing(
@@ -182,12 +160,7 @@ class Partition:
     @property
     def had_one_voter_only(self) -> bool:
         """Whether it never had another voter than the one it was made with."""
-        return (
-            self.voters_offset < 0
-            and len(self.log.voter_sets) == 1
-            and len(self.voters) == 1
-            and not self.identity.stands_in
-        )
+        return len(self.voters) == 1 and not self.identity.is_shared
 
     @property
     def is_damaged(self) -> bool:
@@ -197,7 +170,7 @@ class Partition:
     @property
     def tombstones_removed_to(self) -> Offset:
         """See `Log.tombstones_removed_to`: who has not read so far may keep what was deleted."""
-        return self.log.tombstones_removed_to(self._now_ms)
+        return self.log.tombstones_removed_to()
 
     @property
     def size_bytes(self) -> int:
@@ -229,7 +202,7 @@ class Partition:
         if header.producer_id >= 0:
             written = self.producers.check(header)
             if written is not None:
-                return self._duplicate(written)
+                return duplicate_of(written, self.leader_epoch, log)
         base_offset = log.log_end_offset
         if batch.readonly:
             batch = memoryview(bytearray(batch))
@@ -243,7 +216,9 @@ class Partition:
         if header.producer_id >= 0:
             self.producers.record(header, now_ms)
         self.on_appended(self)
-        return AppendResult(base_offset, log.log_end_offset, append_time_ms, log.log_start_offset, False)
+        return AppendResult(
+            base_offset, log.log_end_offset, self.leader_epoch, append_time_ms, log.log_start_offset, False
+        )
 
     def append_control(self, record: ControlRecord, now_ms: int) -> Offset:
         """Write a control record in the epoch that this node leads; returns the offset after it.
@@ -256,9 +231,11 @@ class Partition:
             raise self.failure.with_traceback(None)
         base_offset = self.log.log_end_offset
         batch = memoryview(record.to_batch(now_ms))
+        voters = read_voters(batch)
+        if voters is not None:
+            self._share()
         stamp(batch, base_offset, self.leader_epoch)
         self._write(batch, (BatchHeader.parse(batch),), now_ms)
-        voters = read_voters(batch)
         if voters is not None:
             self.log.voter_sets.note(base_offset, voters)
         self.on_appended(self)
@@ -283,6 +260,8 @@ class Partition:
             return
         if checked.compacted_to is not None:
             log.allow_gaps()
+        if checked.voter_sets:
+            self._share()
         self._write(batches, checked.headers, now_ms)
         for header in checked.headers:
             if header.producer_id >= 0:
@@ -292,10 +271,20 @@ class Partition:
         if checked.compacted_to is not None:
             log.compacted_to = checked.compacted_to
 
+    def _share(self) -> None:
+        """Other nodes have a say from here on: written down before, since the records that say so may be deleted."""
+        if not self.identity.is_shared:
+            identity = replace(self.identity, was_shared=True)
+            try:
+                write_identity(self.log.directory, identity)
+            except OSError as error:
+                raise storage_error(error, f"{self.log.directory} can't be written") from error
+            self.identity = identity
+
     def _write(self, batches: memoryview, headers: Sequence[BatchHeader], now_ms: int) -> None:
         log = self.log
         self._now_ms = now_ms
-        before = log.end
+        self._syncing.flusher.request(self._syncing)
         try:
             log.append(batches, headers, now_ms)
         except StorageFailed as error:
@@ -304,30 +293,23 @@ class Partition:
         if len(headers) == 1:
             self._high_watermark.ends.append(log.end)
         else:
-            self._high_watermark.wrote(before, headers)
-        self._syncing.flusher.request(self._syncing)
+            self._high_watermark.wrote(headers)
 
-    def _duplicate(self, written: WrittenBatch) -> AppendResult:
-        append_time = self.log.config.message_timestamp_type == "LogAppendTime"
-        return AppendResult(
-            written.base_offset,
-            Offset(written.last_offset + 1),
-            written.max_timestamp_ms if append_time else -1,
-            self.log.log_start_offset,
-            True,
-        )
+    def has_committed(self, offset: Offset, in_epoch: LeaderEpoch) -> bool:
+        """Whether what this node wrote before `offset`, leading in `in_epoch`, is committed, as far as it knows."""
+        return self.is_leader and self.leader_epoch == in_epoch and self._high_watermark.offset >= offset
 
-    async def committed(self, offset: Offset) -> None:
+    async def committed(self, offset: Offset, in_epoch: LeaderEpoch | None = None) -> None:
         """Return when `high_watermark >= offset`.
 
         Raises:
-            NotLeader: this node does not lead (any more), so it can't know.
+            NotLeader: this node does not lead (any more), or not in `in_epoch` if that is given, so it can't know.
             StorageFailed: it can't, because the disk failed.
             PartitionClosed: the partition was deleted or closed before.
         """
         if self.failure is not None and self._high_watermark.offset < offset:
             raise self.failure.with_traceback(None)
-        if not self.is_leader:
+        if not self.is_leader or (in_epoch is not None and in_epoch != self.leader_epoch):
             raise self._not_leader()
         if self._high_watermark.offset >= offset:
             return
@@ -376,7 +358,8 @@ class Partition:
         """Remove the batches that end after `offset`, which are not committed; they are gone for good on return.
 
         Raises:
-            DiskFull, StorageFailed, StorageError: it could not be done; the partition takes nothing more.
+            DiskFull, StorageError: nothing was done, and a later time may work.
+            StorageFailed, PartitionDamaged: it could not be done; the partition takes nothing more.
         """
         assert not self.is_leader
         assert offset >= self._high_watermark.offset, "what is committed is never cut"
@@ -386,12 +369,11 @@ class Partition:
         if offset >= log.log_end_offset:
             return
         try:
-            remove_snapshots(log.directory, offset)
             log.truncate_to(offset)
-            self.producers = rebuild_producers(log, self._now_ms)
+            self.producers = rebuild_producers(log, log.log_end_offset, self._now_ms)
         except OSError as error:
             raise self._failed(storage_error(error, f"{log.directory} can't be cut")) from error
-        except StorageError as error:
+        except (StorageFailed, PartitionDamaged) as error:
             raise self._failed(error) from error
         self._high_watermark.truncated()
         self._syncing.cut(min(self.synced_offset, log.log_end_offset))
@@ -409,6 +391,7 @@ class Partition:
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         log = self.log
+        self._share()
         try:
             decide_reset(log.directory, snapshot)
         except OSError as error:
@@ -426,15 +409,16 @@ class Partition:
         """What a follower needs that is behind the log's start: who wrote, who votes, what the app made of it.
 
         Raises:
-            OSError: the app's state can't be read.
+            PartitionDamaged, StorageFailed, StorageError: the log can't be read.
+            OSError: a state beside it can't be.
         """
         start = self.log_start_offset
         app_state = load_app_state(self.log.directory, start)
         return PartitionSnapshot(
             offset=start,
-            leader_epochs=tuple(entry for entry in self.log.epochs.entries if entry[1] < start),
+            leader_epochs=tuple(self.log.epochs.before(start).entries),
             voters=self.log.voter_sets.at(start),
-            producers=self.producers.committed(self.high_watermark),
+            producers=committed_producers(self.log, self.producers, self.high_watermark, self._now_ms),
             app_state=app_state[1] if app_state is not None and app_state[0] == start else None,
             compacted_to=Offset(self.tombstones_removed_to + 1),
         ).encode()
@@ -453,7 +437,8 @@ class Partition:
             PartitionClosed: deleted, or shutting down.
         """
         self._check_open()
-        buffers = tuple(self.log.read(offset, bytes_max, self._high_watermark.position))
+        with self._watched():
+            buffers = tuple(self.log.read(offset, bytes_max, self._high_watermark.position))
         return ReadResult(buffers, sum(map(len, buffers)), self.high_watermark, self.log.log_start_offset)
 
     def read_for_replica(self, offset: Offset, bytes_max: int) -> tuple[bytes, ...]:
@@ -463,7 +448,8 @@ class Partition:
             OffsetOutOfRange, PartitionDamaged, StorageFailed, PartitionClosed: as `read`.
         """
         self._check_open()
-        return tuple(self.log.read(offset, bytes_max, self.log.end))
+        with self._watched():
+            return tuple(self.log.read(offset, bytes_max, self.log.end))
 
     def when_readable(self, offset: Offset, callback: Callable[[], None]) -> ReadWait:
         """Call `callback` once when `high_watermark > offset`, or when the partition failed or was closed.
@@ -482,7 +468,8 @@ class Partition:
             PartitionClosed: deleted, or shutting down.
         """
         self._check_open()
-        return self.log.offset_for_time(time_ms, self._high_watermark.position)
+        with self._watched():
+            return self.log.offset_for_time(time_ms, self._high_watermark.position)
 
     def offset_of_latest_time(self) -> tuple[Offset, int] | None:
         """The record with the largest timestamp (ListOffsets -3, KIP-734): its offset and time.
@@ -493,7 +480,20 @@ class Partition:
             PartitionClosed: deleted, or shutting down.
         """
         self._check_open()
-        return self.log.offset_of_latest_time(self._high_watermark.position)
+        with self._watched():
+            return self.log.offset_of_latest_time(self._high_watermark.position)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """What can't be read here can be fetched from another node: tell the owner, who will see to that."""
+        try:
+            yield
+        except (PartitionDamaged, StorageFailed) as error:
+            if self.identity.is_shared:
+                if isinstance(error, StorageFailed):
+                    self.log.damage = self.log.damage or PartitionDamaged(str(error), hint=error.hint)
+                self.on_failed(self)
+            raise
 
     def end_offset_for_epoch(self, epoch: LeaderEpoch) -> tuple[LeaderEpoch, Offset]:
         """The largest epoch at or below `epoch` and where it ends (KIP-101, KIP-279); (-1, -1) if there is none."""

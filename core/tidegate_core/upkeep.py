@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import structlog
 
@@ -63,7 +64,9 @@ async def compact_partition(partition: Partition, files: OpenFiles, now_ms: int)
         cleaned = []
     if partition.is_closed or log.generation != generation:  # what stands under these names now is something else
         return
-    save_state(log.directory, load_state(log.directory))  # from here on the log may have gaps, and says so
+    # From here on the log may have gaps, and lack tombstones, and says so.
+    state = replace(load_state(log.directory), tombstones_removed_to=compactor.tombstones_removed_to)
+    save_state(log.directory, state)
     for new in cleaned:
         try:
             is_swapped = partition.swap_in(_as_segment(partition, files, new), new.bases)
@@ -72,7 +75,7 @@ async def compact_partition(partition: Partition, files: OpenFiles, now_ms: int)
             raise
         if not is_swapped:
             return
-    save_state(log.directory, plan.state.after_round(compactor.cleaned_to, log.config.delete_retention_ms, now_ms))
+    save_state(log.directory, state.after_round(compactor.cleaned_to, log.config.delete_retention_ms, now_ms))
     _logger.info(
         "compacted",
         topic=partition.topic,

@@ -20,7 +20,8 @@ from tidegate_core.protocol.produce import (
     encode_produce,
 )
 from tidegate_core.protocol.versions import PRODUCE_SERVED_FROM
-from tidegate_wire.identifiers import Offset
+from tidegate_core.results import AppendResult
+from tidegate_wire.identifiers import LeaderEpoch, Offset
 from tidegate_wire.kafka.messages import ErrorCode
 
 _ACKS: Final = frozenset({-1, 0, 1})
@@ -36,12 +37,12 @@ class ProduceInFlight:
         """Of the request's frame."""
         self._request = request
         self._results: list[ProduceResult] = []
-        self._waits: list[tuple[int, Partition, Offset]] = []
-        """Position in the results, partition, and the offset it has to commit."""
+        self._waits: list[tuple[int, Partition, Offset, LeaderEpoch]] = []
+        """Position in the results, partition, the offset it has to commit, and the epoch in which it was led."""
 
-    def written(self, partition: Partition, end_offset: Offset, result: ProduceResult) -> None:
+    def written(self, partition: Partition, appended: AppendResult, result: ProduceResult) -> None:
         """A partition took its records."""
-        self._waits.append((len(self._results), partition, end_offset))
+        self._waits.append((len(self._results), partition, appended.end_offset, appended.leader_epoch))
         self._results.append(result)
 
     def refused(self, topic: str, index: int, error: Exception) -> None:
@@ -62,16 +63,16 @@ class ProduceInFlight:
     @property
     def is_committed(self) -> bool:
         """Whether there is nothing to wait for."""
-        return all(partition.high_watermark >= end_offset for _, partition, end_offset in self._waits)
+        return all(partition.has_committed(end, epoch) for _, partition, end, epoch in self._waits)
 
     async def committed(self) -> None:
         """Return when every partition committed its records, or can't, or the client's time is over."""
         try:
             async with asyncio.timeout(max(self._request.timeout_ms, 1) / 1000):
                 while self._waits:
-                    position, partition, end_offset = self._waits[0]
+                    position, partition, end_offset, epoch = self._waits[0]
                     try:
-                        await partition.committed(end_offset)
+                        await partition.committed(end_offset, epoch)
                     except Exception as error:  # becomes this partition's answer
                         self._fail(position, error)
                     self._waits.pop(0)
@@ -79,8 +80,8 @@ class ProduceInFlight:
             timed_out = KafkaError(
                 ErrorCode.request_timed_out, f"not committed within {self._request.timeout_ms} ms; it may still be"
             )
-            for position, partition, end_offset in self._waits:
-                if partition.high_watermark < end_offset:
+            for position, partition, end_offset, epoch in self._waits:
+                if not partition.has_committed(end_offset, epoch):
                     self._fail(position, timed_out)
 
     def _fail(self, position: int, error: Exception) -> None:
@@ -116,7 +117,7 @@ def begin_produce(node: Node, frame: memoryview) -> ProduceInFlight:
             produce.refused(topic, index, error)
         else:
             offsets = result.base_offset, result.log_append_time_ms, result.log_start_offset
-            produce.written(partition, result.end_offset, ProduceResult(topic, index, 0, *offsets, None))
+            produce.written(partition, result, ProduceResult(topic, index, 0, *offsets, None))
     return produce
 
 

@@ -129,8 +129,8 @@ class CheckpointWriter:
                 prepare()
                 self._write(replace(content, log_start_offset=self._content.log_start_offset))
 
-    def close(self) -> None:
-        """Write nothing from now on: the directory may soon be another partition's."""
+    def void(self) -> None:
+        """No recovery point taken before is written any more: the log will be cut, or is closed."""
         with self._lock:
             self.generation += 1
 

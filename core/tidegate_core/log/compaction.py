@@ -114,6 +114,8 @@ class Compactor:
         self._slice_ends = 0.0
         self.cleaned_to = plan.state.cleaned_to
         """Up to where keys were noted; records from here on stay."""
+        self.tombstones_removed_to = plan.state.tombstones_removed_to
+        """The highest offset of a tombstone that the new segments, or those before them, are without."""
 
     def stop(self) -> None:
         """Make `run` end soon, with `CompactionStopped`."""
@@ -220,7 +222,10 @@ class Compactor:
             return True
         if self._latest.get(_noted(record.key), -1) > record.offset:
             return False
-        return not (record.is_tombstone and record.offset < self._plan.tombstones_end)
+        if record.is_tombstone and record.offset < self._plan.tombstones_end:
+            self.tombstones_removed_to = max(self.tombstones_removed_to, record.offset)
+            return False
+        return True
 
     def _batches(self, segment: Segment) -> Iterator[tuple[BatchHeader, memoryview]]:
         end = 0

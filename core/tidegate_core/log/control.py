@@ -101,10 +101,9 @@ class VoterSets:
         if not self._entries or offset > self._entries[-1][0]:
             self._entries.append((offset, voters))
 
-    def cut_end(self, offset: int) -> None:
-        """Forget sets at or after `offset`: the log was truncated."""
-        while len(self._entries) > 1 and self._entries[-1][0] >= offset:
-            self._entries.pop()
+    def before(self, offset: int) -> VoterSets:
+        """The sets of a log that ends at `offset`."""
+        return VoterSets([*self._entries[:1], *(entry for entry in self._entries[1:] if entry[0] < offset)])
 
     def cut_start(self, offset: int) -> None:
         """Forget all sets before `offset` but the last: they can't come back."""

@@ -53,11 +53,9 @@ class LeaderEpochs:
             return epoch, self._starts[0]
         return self._epochs[at - 1], self._starts[at] if at < len(self._starts) else log_end_offset
 
-    def cut_end(self, offset: Offset) -> None:
-        """Forget epochs that begin at or after `offset`: the log was truncated."""
-        while self._starts and self._starts[-1] >= offset:
-            self._starts.pop()
-            self._epochs.pop()
+    def before(self, offset: Offset) -> LeaderEpochs:
+        """Those of the batches before `offset`."""
+        return LeaderEpochs((epoch, start) for epoch, start in self.entries if start < offset)
 
     def cut_start(self, offset: Offset) -> None:
         """Forget epochs that end before `offset`, where the log begins now.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID, uuid5
 
 from tidegate_core.log.files import DamagedFile, replace_file, seal_twice, unseal_either
@@ -36,6 +36,13 @@ class PartitionIdentity:
     """Those the partition was made with; later ones are in the log."""
     stands_in: bool = False
     """A new copy of a log that was set aside as damaged, not complete yet."""
+    was_shared: bool = False
+    """The log had records that gave other nodes a say; they may be deleted."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another node has, or once had, a say in it."""
+        return self.was_shared or self.stands_in or len(self.voters) > 1
 
 
 def write_identity(directory: Path, identity: PartitionIdentity) -> None:
@@ -48,6 +55,8 @@ def write_identity(directory: Path, identity: PartitionIdentity) -> None:
         "topic_id": str(identity.topic_id),
         "voters": list(identity.voters),
         "stands_in": identity.stands_in,
+        "was_shared": identity.was_shared,
+        "directory": directory.name,
     }
     replace_file(directory / IDENTITY_NAME, seal_twice(_KIND, json.dumps(content).encode() + b"\n"), durable=True)
 
@@ -59,10 +68,28 @@ def load_identity(directory: Path) -> PartitionIdentity:
         OSError: it can't be read; FileNotFoundError if there is none.
         DamagedFile: it is something else.
     """
-    data = (directory / IDENTITY_NAME).read_bytes()
+    content = _load(directory)
     try:
-        content = json.loads(unseal_either(_KIND, data))
         voters = tuple(NodeId(int(voter)) for voter in content["voters"])
-        return PartitionIdentity(UUID(content["topic_id"]), voters, bool(content["stands_in"]))
+        topic_id, stands_in, was_shared = UUID(content["topic_id"]), content["stands_in"], content["was_shared"]
+        return PartitionIdentity(topic_id, voters, bool(stands_in), bool(was_shared))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{directory / IDENTITY_NAME}: {error!r}") from error
+
+
+def load_directory_name(directory: Path) -> str:
+    """What the directory was called when the file was written.
+
+    Raises:
+        OSError, DamagedFile: as `load_identity`.
+    """
+    return str(_load(directory)["directory"])
+
+
+def _load(directory: Path) -> dict[str, Any]:
+    data = (directory / IDENTITY_NAME).read_bytes()
+    try:
+        content: dict[str, Any] = json.loads(unseal_either(_KIND, data))
+    except ValueError as error:
+        raise DamagedFile(f"{directory / IDENTITY_NAME}: {error}") from error
+    return content

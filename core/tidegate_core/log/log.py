@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tidegate_core.errors import OffsetOutOfRange, PartitionDamaged
+from tidegate_core.errors import OffsetOutOfRange, PartitionDamaged, StorageFailed
 from tidegate_core.log.checkpoint import Checkpoint, CheckpointWriter
 from tidegate_core.log.compaction_state import load_state, save_state
 from tidegate_core.log.config import LogConfig
@@ -23,6 +23,7 @@ from tidegate_core.log.files import DELETED_SUFFIX, OpenFiles, replace_file, sto
 from tidegate_core.log.partition_snapshot import PartitionSnapshot
 from tidegate_core.log.reset import carry_out_reset
 from tidegate_core.log.segment import OFFSET_DELTA_MAX, LogPosition, Segment, segment_path
+from tidegate_core.log.snapshots import remove_snapshots
 from tidegate_core.log.swap import carry_out_swap, decide_swap
 from tidegate_core.log.sync_job import SyncJob
 from tidegate_wire.identifiers import LeaderEpoch, Offset
@@ -30,6 +31,9 @@ from tidegate_wire.records import BatchError, BatchHeader, read_records
 
 CHECKPOINT_INTERVAL_BYTES: Final = 64 * 1024 * 1024
 """Appended between two checkpoints: about a tenth of a second of scanning after a crash, for two small syncs."""
+
+CHECKPOINT_INTERVAL_BYTES_MIN: Final = 2 * 1024 * 1024
+"""Not less where there are many partitions: syncs are not free."""
 
 
 class Log:
@@ -74,6 +78,8 @@ class Log:
         """Sealed since the last checkpoint."""
         self._directory_dirty = False
         self._appended_since_checkpoint = 0
+        self.checkpoint_interval_bytes = CHECKPOINT_INTERVAL_BYTES
+        """Appended between two checkpoints."""
 
     @property
     def generation(self) -> int:
@@ -98,7 +104,7 @@ class Log:
     @property
     def is_checkpoint_due(self) -> bool:
         """Whether enough was appended since the last checkpoint, or a segment was closed."""
-        return self._appended_since_checkpoint >= CHECKPOINT_INTERVAL_BYTES or bool(self._unindexed)
+        return self._appended_since_checkpoint >= self.checkpoint_interval_bytes or bool(self._unindexed)
 
     @property
     def is_synced(self) -> bool:
@@ -158,12 +164,13 @@ class Log:
                 raise storage_error(error, f"{self.directory} can't be written") from error
             self.is_dense = self._active.is_dense = False
 
-    def tombstones_removed_to(self, now_ms: int) -> Offset:
-        """The last tombstone that compaction may have removed, here or where batches were copied from; -1 if none."""
-        if not self.config.compacts:
-            return Offset(-1)
-        removed_here = load_state(self.directory).tombstones_end(self.config.delete_retention_ms, now_ms)
-        return Offset(max(removed_here, self.compacted_to) - 1)
+    def tombstones_removed_to(self) -> Offset:
+        """The last tombstone that compaction removed, or may have where batches were copied from; -1 if none.
+
+        Raises:
+            OSError: what compaction did can't be read.
+        """
+        return max(load_state(self.directory).tombstones_removed_to, Offset(self.compacted_to - 1))
 
     def _must_roll(self, active: Segment, append_bytes: int, last_offset: int, now_ms: int) -> bool:
         return (
@@ -311,7 +318,7 @@ class Log:
             if data:
                 buffers.append(data)
                 room -= len(data)
-            if room <= 0 or is_last or not is_whole:
+            if is_last or not is_whole or (buffers and room <= 0):
                 break
         return buffers
 
@@ -458,12 +465,13 @@ class Log:
             raise storage_error(error, f"{self.directory}: a segment can't be removed") from error
 
     def truncate_to(self, offset: Offset) -> None:
-        """Remove every batch that ends after `offset`, on disk when this returns.
+        """Remove every batch that ends after `offset`, and the snapshots of their producers; gone for good on return.
 
         Raises:
             OffsetOutOfRange: below the log's start.
             PartitionDamaged: the place to cut can't be found.
-            DiskFull, StorageFailed, StorageError: it could not be done; the disk may hold more than wanted.
+            DiskFull, StorageError: nothing was done.
+            StorageFailed: the disk may hold more than wanted.
         """
         if offset >= self.log_end_offset:
             return
@@ -471,20 +479,24 @@ class Log:
             raise OffsetOutOfRange(f"{self.directory.name} can't be cut at {offset}, before {self.log_start_offset}")
         at = bisect_right(self._bases, offset) - 1
         segment = self.segments[at]
+        self._checkpoint.void()  # else one that is on its way might write a snapshot, or an index, of what is cut
         try:
             end = segment.position_after(offset)
-            self.compacted_to = min(self.compacted_to, end.offset)
-            self.epochs.cut_end(end.offset)
-            self.voter_sets.cut_end(end.offset)
-            self._checkpoint.truncate(
-                Checkpoint(
-                    recovery_point=end,
-                    leader_epochs=tuple(self.epochs.entries),
-                    segment_created_ms=segment.last_append_ms,
-                    voter_sets=self.voter_sets.entries,
-                    compacted_to=self.compacted_to,
-                )
+            remove_snapshots(self.directory, end.offset)
+            segment.index_path.unlink(missing_ok=True)  # it may say that the segment is complete
+            content = Checkpoint(
+                recovery_point=end,
+                leader_epochs=tuple(self.epochs.before(end.offset).entries),
+                segment_created_ms=segment.last_append_ms,
+                voter_sets=self.voter_sets.before(end.offset).entries,
+                compacted_to=min(self.compacted_to, end.offset),
             )
+            self._checkpoint.truncate(content)
+        except OSError as error:
+            raise storage_error(error, f"{self.directory} can't be truncated") from error
+        self.compacted_to = content.compacted_to
+        self.epochs, self.voter_sets = LeaderEpochs(content.leader_epochs), VoterSets(content.voter_sets)
+        try:
             self._remove(self.segments[:at:-1])
             segment.cut(end)
             self._active = segment
@@ -494,7 +506,10 @@ class Log:
             os.fdatasync(self._files.get(segment))
             sync_directory(self.directory)
         except OSError as error:
-            raise storage_error(error, f"{self.directory} can't be truncated") from error
+            raise StorageFailed(
+                f"{self.directory} can't be truncated: {error.strerror}",
+                hint="look at the kernel's log for disk errors, then start the core again",
+            ) from error
 
     def reset(self, snapshot: PartitionSnapshot, now_ms: int) -> None:
         """Remove every record and begin as the snapshot says, which was decided before; on disk when this returns.
@@ -567,6 +582,6 @@ class Log:
 
     def close(self) -> None:
         """Close the files, without a sync; nothing is written to the directory after this."""
-        self._checkpoint.close()
+        self._checkpoint.void()  # the directory may soon be another partition's
         for segment in self.segments:
             self._files.close(segment)

@@ -30,6 +30,7 @@ from tidegate_core.log.config import LogConfig
 from tidegate_core.log.control import VoterSets, read_voters
 from tidegate_core.log.epochs import LeaderEpochs
 from tidegate_core.log.files import DELETED_SUFFIX, PARTIAL_SUFFIX, DamagedFile, OpenFiles, replace_file, sync_directory
+from tidegate_core.log.identity import PartitionIdentity
 from tidegate_core.log.index import SegmentSummary, SparseIndex
 from tidegate_core.log.log import Log
 from tidegate_core.log.segment import (
@@ -53,6 +54,9 @@ _BATCH_HEAD: Final = rb"(?s)(?=%b.{5}[\x00-\x7f].{7}\x02)"
 """Where a batch may begin: the high bytes of its offset, five more, a length that is not negative, epoch, magic."""
 _OFFSET_HIGH_BYTES: Final = 3
 
+SECTOR_BYTES: Final = 512
+"""What a disk writes whole or not at all."""
+
 _logger = structlog.get_logger()
 
 
@@ -63,6 +67,8 @@ class _Scan:
     directory: Path
     files: OpenFiles
     checkpoint: Checkpoint
+    is_shared: bool
+    """Another node can give back what is damaged here, so no damage is taken for a torn tail."""
     replay_from: Offset
     batch_found: Callable[[BatchHeader], None]
     is_dense: bool
@@ -130,7 +136,7 @@ def open_log(
     *,
     discard: Callable[[Path], None],
     now_ms: int,
-    voters: tuple[NodeId, ...],
+    identity: PartitionIdentity,
     replay_from: Offset,
     batch_found: Callable[[BatchHeader], None],
 ) -> Log:
@@ -147,11 +153,12 @@ def open_log(
         directory=directory,
         files=files,
         checkpoint=checkpoint,
+        is_shared=identity.is_shared,
         replay_from=replay_from,
         batch_found=batch_found,
         is_dense=not config.compacts and not (directory / COMPACTION_NAME).exists(),
         epochs=LeaderEpochs(checkpoint.leader_epochs),
-        voter_sets=VoterSets(checkpoint.voter_sets or [(-1, voters)]),
+        voter_sets=VoterSets(checkpoint.voter_sets or [(-1, identity.voters)]),
         compacted_to=checkpoint.compacted_to,
     )
     _open_segments(scan)
@@ -237,7 +244,8 @@ def _check_extent(scan: _Scan) -> None:
     """Compare where the log begins and ends with what the checkpoint knows."""
     start = scan.checkpoint.log_start_offset
     if scan.segments and scan.segments[0].base_offset > start:
-        scan.mark_damaged(
+        mark = scan.mark_failed if scan.is_shared else scan.mark_damaged  # who votes may have stood there
+        mark(
             scan.directory,
             f"the log begins at offset {scan.segments[0].base_offset} instead of {start}: a file is gone",
         )
@@ -318,6 +326,8 @@ def _judge_tail(scan: _Scan, path: Path, end: LogPosition, size_bytes: int, *, m
         scan.mark_failed(path, f"byte {end.byte}: offset {end.offset} was on disk, and is not a whole batch any more")
     elif not may_cut or _holds_batch_after(path, end, size_bytes):
         scan.mark_failed(path, f"byte {end.byte}: offset {end.offset} is not a whole batch, but more batches follow it")
+    elif scan.is_shared and _has_its_length(path, end, size_bytes):
+        scan.mark_failed(path, f"byte {end.byte}: a batch of offset {end.offset} with another CRC")
     else:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -397,6 +407,20 @@ def _read_voters(scan: _Scan, base: Offset, position: int, batch: memoryview) ->
     except CorruptBatchRefused as error:  # its CRC fits, so this is no torn tail
         scan.mark_failed(segment_path(scan.directory, base), f"byte {position}: {error}")
         return None
+
+
+def _has_its_length(path: Path, end: LogPosition, size_bytes: int) -> bool:
+    """Whether at `end` stands a batch that nothing is missing of, not even a sector that was never written."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = next(read_forward(descriptor, end.byte, size_bytes), None)
+    finally:
+        os.close(descriptor)
+    if found is None:
+        return False
+    batch = bytes(found[2])
+    first = -end.byte % SECTOR_BYTES
+    return all(any(batch[at : at + SECTOR_BYTES]) for at in range(first, len(batch), SECTOR_BYTES))
 
 
 def _holds_batch_after(path: Path, end: LogPosition, size_bytes: int) -> bool:

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.core.log.support import (
     ALONE,
     NOW_MS,
+    TOPIC_ID,
     append,
     checkpoint,
     commit,
@@ -27,6 +28,7 @@ from tests.core.log.support import (
 from tidegate_core.errors import OffsetOutOfRange
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.files import OpenFiles
+from tidegate_core.log.identity import PartitionIdentity
 from tidegate_core.log.index import INDEX_INTERVAL_BYTES
 from tidegate_core.log.log import Log
 from tidegate_core.log.recovery import create_log, open_log
@@ -130,7 +132,7 @@ class LogMachine(RuleBasedStateMachine):
             self.files,
             discard=Path.unlink,
             now_ms=NOW_MS,
-            voters=ALONE,
+            identity=PartitionIdentity(TOPIC_ID, ALONE),
             replay_from=Offset(self.end),
             batch_found=lambda header: None,
         )
@@ -341,7 +343,7 @@ async def test_truncated_log_goes_on_where_it_was_cut(tmp_path: Path) -> None:
         files,
         discard=Path.unlink,
         now_ms=NOW_MS,
-        voters=ALONE,
+        identity=PartitionIdentity(TOPIC_ID, ALONE),
         replay_from=Offset(0),
         batch_found=lambda header: None,
     )
