@@ -54,7 +54,7 @@ async def _caught_up(replicas: ReplicaManager, hosted: HostedReplica, node: Node
 
 async def leave_politely(replicas: ReplicaManager, timeout_s: float) -> None:
     """Before this node stops: let others lead what it leads, and return when they do, or after `timeout_s`."""
-    led = [one for one in replicas.hosted_replicas if one.replica.is_leader and len(one.partition.voters) > 1]
+    led = [one for one in replicas.hosted_replicas if one.replica.is_leader and _has_successor(replicas, one)]
     if not led or timeout_s <= 0:
         return
     loop = asyncio.get_running_loop()
@@ -62,6 +62,14 @@ async def leave_politely(replicas: ReplicaManager, timeout_s: float) -> None:
     done = await asyncio.gather(*(hand_over(replicas, hosted, None, timeout_s / 2) for hosted in led))
     _log.info("leadership_handed_over", partitions=sum(done))
     while loop.time() < deadline:
-        if all(replicas.leaders.get(hosted.key) is not None or hosted.replica.is_leader for hosted in led):
+        waiting = (one for one in led if not one.replica.is_leader and replicas.leaders.get(one.key) is None)
+        if not any(_has_successor(replicas, hosted) for hosted in waiting):
             return
         await asyncio.sleep(POLL_S)
+
+
+def _has_successor(replicas: ReplicaManager, hosted: HostedReplica) -> bool:
+    """Whether enough other voters are heard to elect one of them."""
+    voters = hosted.partition.voters
+    heard = sum(1 for voter in voters if voter != replicas.node_id and replicas.is_heard(voter))
+    return heard > len(voters) // 2 or heard == len(voters) - 1 > 0

@@ -15,7 +15,7 @@ import structlog
 from tidegate_core.errors import PartitionExists, StorageError
 from tidegate_core.log_manager import LogManager
 from tidegate_core.metadata.assignments import WantedReplica
-from tidegate_core.raft.messages import ReplicaKey, VoteState
+from tidegate_core.raft.messages import BeginEpoch, ReplicaKey, VoteState
 from tidegate_core.raft.replica import Role
 from tidegate_core.replication.hosted import HostedReplica
 from tidegate_core.replication.messages import METADATA_KEY
@@ -89,7 +89,17 @@ class Reconciler:
                 _log.error("replica_not_made", topic=topic, partition=index, error=str(error))
             return None
         is_new = self._was_in_line or is_alone
-        return self._replicas.host(partition, is_new=not want.is_learner, is_lost=not is_new)
+        hosted = self._replicas.host(partition, is_new=not want.is_learner, is_lost=not is_new)
+        self._follow_known_leader(hosted)
+        return hosted
+
+    def _follow_known_leader(self, hosted: HostedReplica) -> None:
+        """A leader may have said that it leads before there was a replica here to hear it."""
+        leadership = self._replicas.leaders.get(hosted.key)
+        if leadership is not None and leadership.leader != self._replicas.node_id:
+            begin = BeginEpoch(leadership.leader, leadership.epoch)
+            hosted.replica.on_begin_epoch(begin, self._replicas.now_ms())
+            self._replicas.settle(hosted)
 
     def _clear_the_way(self, topic: str, index: int, is_gone: Callable[[ReplicaKey], bool]) -> None:
         """A topic of this name was deleted, and its directory may still be there."""

@@ -218,10 +218,10 @@ class ReplicaManager:
         partition.on_appended = self._on_appended
         partition.on_synced = self._on_synced
         partition.on_failed = self._on_failed
-        if partition.failure is not None:
-            self._mark_failed(hosted)
-        elif partition.had_one_voter_only and partition.voters == (self.node_id,):
+        if self._is_alone(partition):
             replica.lead_alone()
+        elif partition.failure is not None:
+            self._mark_failed(hosted)
         else:
             if is_lost:
                 replica.forget_log()
@@ -299,8 +299,7 @@ class ReplicaManager:
         partition, replica = hosted.partition, hosted.replica
         hosted.led_since_ms = self.now_ms()
         partition.lead(replica.epoch)
-        is_alone = partition.had_one_voter_only and partition.voters == (self.node_id,)
-        if not is_alone:
+        if not self._is_alone(partition):
             _log.info("leader_elected", topic=partition.topic, partition=partition.index, epoch=replica.epoch)
             if replica.epoch_start > 0:
                 record = leader_change(self.node_id, partition.voters)
@@ -402,13 +401,21 @@ class ReplicaManager:
             self.settle(hosted)
 
     def _mark_failed(self, hosted: HostedReplica) -> None:
-        """The disk failed under a replica, or its log is damaged: it has no say until it has a whole log again."""
+        """The disk failed under a replica, or its log is damaged: it has no say until it has a whole log again.
+
+        A replica that is the only one goes on to be read: appends are refused by its partition.
+        """
         replica, partition = hosted.replica, hosted.partition
+        if self._is_alone(partition):
+            return
         ended = replica.resign(self.now_ms())
         if ended is not None:
             self._elections.end_epoch(hosted.key, ended, partition.voters)
         replica.halt()
         hosted.awaits_leader = partition.is_damaged and len(partition.voters) > 1
+
+    def _is_alone(self, partition: Partition) -> bool:
+        return partition.had_one_voter_only and partition.voters == (self.node_id,)
 
     def _damaged(self, hosted: HostedReplica) -> None:
         """Bytes that were on disk are not what was written: found while reading."""
