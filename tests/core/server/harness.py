@@ -8,17 +8,18 @@ import datetime
 import json
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from tests.support.cluster import stable_ports
 from tidegate_core.protocol.translate import compose
 from tidegate_core.protocol.versions import Api, newest
 from tidegate_core.service import run
 from tidegate_core.settings import CoreSettings
 from tidegate_wire.address import Address
 from tidegate_wire.kafka.messages import decode_response, encode_request, request_type, response_type
-from tidegate_wire.records import RecordBatchBuilder, iter_batches, read_records
+from tidegate_wire.records import BatchHeader, RecordBatchBuilder, iter_batches, read_records
 
 REPLY_TIMEOUT_S = 20.0
 
@@ -42,6 +43,57 @@ async def running_core(directory: Path, **settings: Any) -> AsyncIterator[Addres
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@asynccontextmanager
+async def running_cluster(directory: Path, size: int = 3, **settings: Any) -> AsyncIterator[ClusterNodes]:
+    """Nodes 1 to `size`, which all vote on the metadata, in this process."""
+    ports = dict(zip(range(1, size + 1), stable_ports(size), strict=True))
+    nodes = ClusterNodes(
+        directory, ports, {"election_timeout_ms": 500, "heartbeat_ms": 100, "shutdown_timeout_s": 0.5} | settings
+    )
+    try:
+        async with asyncio.TaskGroup() as starting:
+            for node_id in ports:
+                starting.create_task(nodes.start(node_id))
+        yield nodes
+    finally:
+        for node_id in list(nodes.running):
+            await nodes.stop(node_id)
+
+
+class ClusterNodes:
+    """Nodes that are started and stopped one by one; the first time all at once, as a cluster begins."""
+
+    def __init__(self, directory: Path, ports: dict[int, int], settings: dict[str, Any]) -> None:
+        self.addresses = {node_id: Address("127.0.0.1", port) for node_id, port in ports.items()}
+        self.running: dict[int, AsyncExitStack] = {}
+        self._directory = directory
+        self._settings = settings
+
+    async def start(self, node_id: int, **settings: Any) -> None:
+        directory = self._directory / str(node_id)
+        directory.mkdir(exist_ok=True)
+        voters = tuple(f"{voter}@{address}" for voter, address in self.addresses.items())
+        chosen = {"node_id": node_id, "listen": str(self.addresses[node_id]), "voters": voters}
+        stack = AsyncExitStack()
+        await stack.enter_async_context(running_core(directory, **chosen | self._settings | settings))
+        self.running[node_id] = stack
+
+    async def stop(self, node_id: int) -> None:
+        await self.running.pop(node_id).aclose()
+
+    async def controller(self) -> int:
+        """The node that all running ones take for the controller."""
+        async with asyncio.timeout(REPLY_TIMEOUT_S):
+            while True:
+                said = set()
+                for node_id in self.running:
+                    async with RawClient.connect(self.addresses[node_id]) as client:
+                        said.add((await client.ask(Api.DESCRIBE_CLUSTER)).controller_id)
+                if len(said) == 1 and said <= self.running.keys():
+                    return int(said.pop())
+                await asyncio.sleep(0.02)
 
 
 class RawClient:
@@ -150,4 +202,6 @@ def batch_of(*values: bytes, timestamp_ms: int = 1_700_000_000_000, key: bytes |
 
 
 def values_of(records: bytes | None) -> list[bytes | None]:
-    return [record.value for batch in iter_batches(records or b"") for record in read_records(batch)]
+    """What a consumer gets: control records are the log's own."""
+    batches = (batch for batch in iter_batches(records or b"") if not BatchHeader.parse(batch).is_control)
+    return [record.value for batch in batches for record in read_records(batch)]
