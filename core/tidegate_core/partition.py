@@ -246,7 +246,8 @@ class Partition:
 
         Raises:
             CorruptBatchRefused: a CRC is wrong, or a batch does not follow the log; nothing was written.
-            DiskFull, StorageFailed, PartitionDamaged, PartitionClosed: as `append_as_leader`.
+            DiskFull: some whole batches may have been written, and a later append may work.
+            StorageFailed, PartitionDamaged, PartitionClosed: as `append_as_leader`.
         """
         assert not self.is_leader
         if self.failure is not None:
@@ -260,16 +261,20 @@ class Partition:
             return
         if checked.compacted_to is not None:
             log.allow_gaps()
+            log.compacted_to = checked.compacted_to
         if checked.voter_sets:
             self._share()
-        self._write(batches, checked.headers, now_ms)
-        for header in checked.headers:
-            if header.producer_id >= 0:
-                self.producers.record(header, now_ms)
-        for offset, voters in checked.voter_sets:
-            log.voter_sets.note(offset, voters)
-        if checked.compacted_to is not None:
-            log.compacted_to = checked.compacted_to
+        at = 0
+        for headers in log.runs(checked.headers):
+            end = at + sum(header.size_bytes for header in headers)
+            self._write(batches[at:end], headers, now_ms)
+            at = end
+            for header in headers:
+                if header.producer_id >= 0:
+                    self.producers.record(header, now_ms)
+            for offset, voters in checked.voter_sets:
+                if offset < log.log_end_offset:
+                    log.voter_sets.note(offset, voters)
 
     def _share(self) -> None:
         """Other nodes have a say from here on: written down before, since the records that say so may be deleted."""
@@ -284,7 +289,7 @@ class Partition:
     def _write(self, batches: memoryview, headers: Sequence[BatchHeader], now_ms: int) -> None:
         log = self.log
         self._now_ms = now_ms
-        self._syncing.flusher.request(self._syncing)
+        before = log.end
         try:
             log.append(batches, headers, now_ms)
         except StorageFailed as error:
@@ -293,7 +298,8 @@ class Partition:
         if len(headers) == 1:
             self._high_watermark.ends.append(log.end)
         else:
-            self._high_watermark.wrote(headers)
+            self._high_watermark.wrote(before, headers)
+        self._syncing.flusher.request(self._syncing)
 
     def has_committed(self, offset: Offset, in_epoch: LeaderEpoch) -> bool:
         """Whether what this node wrote before `offset`, leading in `in_epoch`, is committed, as far as it knows."""

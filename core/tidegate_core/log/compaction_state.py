@@ -1,7 +1,7 @@
 """The file `compaction` of a partition: how far its log was compacted, and when.
 
-A log that has the file may have gaps between its offsets. It holds its content twice: which deletions it no longer holds
-can't be read from anywhere else.
+A log that has the file may have gaps between its offsets. The file holds its content twice: which deletions the log no
+longer has can't be read from anywhere else.
 """
 
 from __future__ import annotations

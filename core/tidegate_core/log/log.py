@@ -133,6 +133,8 @@ class Log:
     def append(self, batches: memoryview, headers: Sequence[BatchHeader], now_ms: int) -> None:
         """Write batches that have their offsets and epochs, and follow the last one; all of them or none.
 
+        They go into one segment; see `runs`.
+
         Raises:
             DiskFull: nothing was written, and a later append may work.
             StorageFailed: the disk refused, and what it holds is not known.
@@ -150,6 +152,18 @@ class Log:
         self._appended_since_checkpoint += len(batches)
         for header in headers:
             self.epochs.note(header.leader_epoch, header.base_offset)
+
+    def runs(self, headers: Sequence[BatchHeader]) -> Iterator[Sequence[BatchHeader]]:
+        """Batches to be appended, divided by the segments that they go into."""
+        first, base, size_bytes = 0, self._active.base_offset, self._active.size_bytes
+        for number, header in enumerate(headers):
+            is_full = size_bytes + header.size_bytes > self.config.segment_bytes
+            if size_bytes and (is_full or header.last_offset - base > OFFSET_DELTA_MAX):
+                if number > first:
+                    yield headers[first:number]
+                first, base, size_bytes = number, header.base_offset, 0
+            size_bytes += header.size_bytes
+        yield headers[first:]
 
     def allow_gaps(self) -> None:
         """From here on offsets may have no record; that is written down when this returns.
