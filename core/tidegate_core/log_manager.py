@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -355,8 +356,10 @@ class LogManager:
         Raises:
             OSError: a directory can't be renamed.
         """
-        for path in self._data_dir.path.glob(f"{_short(name)}.*{DAMAGED_SUFFIX}"):
-            self._discard(path.rename(_unused_name(path, DELETED_SUFFIX)))
+        set_aside = re.compile(re.escape(_short(name)) + r"\.[0-9]+" + re.escape(DAMAGED_SUFFIX))
+        for path in self._data_dir.path.glob(f"*{DAMAGED_SUFFIX}"):
+            if set_aside.fullmatch(path.name):
+                self._discard(path.rename(_unused_name(path, DELETED_SUFFIX)))
 
     def _discard(self, path: Path) -> None:
         """Remove it in the background; called from any thread."""

@@ -17,6 +17,7 @@ from tidegate_core.errors import (
     InvalidRecord,
     InvalidTimestamp,
     MessageTooLarge,
+    NotLeader,
     OffsetOutOfRange,
     OutOfOrderSequence,
     PartitionClosed,
@@ -316,3 +317,23 @@ async def test_delete_before_moves_the_start_and_stays_after_a_restart(tmp_path:
         assert partition.delete_before(Offset(10)) == 10
         assert read_all(partition) == []
         assert await commit(partition, make_batch(values(1))) == 10
+
+
+async def test_append_of_an_epoch_that_is_over_is_not_committed_by_a_later_one(tmp_path: Path) -> None:
+    """A client waits for several partitions one by one: leadership may have gone and come back meanwhile."""
+    async with opened(tmp_path / "p") as partition:
+        partition.on_synced = lambda _: None
+        partition.lead(LeaderEpoch(1))
+        lost = partition.append_as_leader(memoryview(make_batch(values(1))), NOW_MS)
+        partition.follow(LeaderEpoch(2))
+        partition.truncate(Offset(0))
+        partition.lead(LeaderEpoch(3))
+        kept = partition.append_as_leader(memoryview(make_batch(values(1))), NOW_MS)
+        assert kept.end_offset == lost.end_offset
+        await partition.synced(kept.end_offset)
+        partition.set_high_watermark(kept.end_offset)
+        await partition.committed(kept.end_offset, kept.leader_epoch)
+        with pytest.raises(NotLeader):
+            await partition.committed(lost.end_offset, lost.leader_epoch)
+        assert partition.has_committed(kept.end_offset, kept.leader_epoch)
+        assert not partition.has_committed(lost.end_offset, lost.leader_epoch)
