@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tidegate_core.groups.offsets_topic import OFFSETS_TOPIC
 from tidegate_core.metadata.controller import NewTopic
+from tidegate_core.metadata.controller_link import leaders_known
 from tidegate_core.metadata.image import Topic
 from tidegate_core.metadata.names import INTERNAL_TOPICS, check_topic_name
 from tidegate_core.node import Client, Node
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 TOPIC_OPERATIONS: Final = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 11
 """Read, write, create, delete, alter, describe, describe and alter configs (KIP-430): all are allowed."""
+
+ELECTION_WAIT_S: Final = 0.5
+"""How long an answer waits for leaders that are being elected, once for each; an election takes a part of it."""
 
 NOBODY: Final = NodeId(-1)
 
@@ -63,13 +67,22 @@ async def _topic_or_error(node: Node, asked: MetadataRequestTopic, operations: i
         topic = None if asked.topic_id is None else node.image.topic_by_id(asked.topic_id)
         if topic is None:
             return _unknown_topic(ErrorCode.unknown_topic_id, topic_id=asked.topic_id)
+        await _await_elections(node, topic)
         return _topic_fields(node, topic, operations)
     try:
         if asked.name not in node.image.topics:
             await _create_on_demand(node, asked.name, creates=creates)
+        await _await_elections(node, node.image.topics[asked.name])
         return _topic_fields(node, node.image.topics[asked.name], operations)
     except Exception as error:  # becomes this topic's answer
         return _unknown_topic(refusal_of(error).code, name=asked.name)
+
+
+async def _await_elections(node: Node, topic: Topic) -> None:
+    """Clients ask at once when a leader dies, and then more and more rarely: let the first answer be of use."""
+    keys = [key for index in range(topic.partition_count) if node.leaders.is_being_elected(key := topic.key(index))]
+    if keys and not await leaders_known(node.leaders, keys, ELECTION_WAIT_S):
+        node.leaders.give_up(keys)
 
 
 async def _create_on_demand(node: Node, name: str, *, creates: bool) -> None:

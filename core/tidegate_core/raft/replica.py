@@ -85,8 +85,8 @@ class Timing:
     election_timeout_ms: int = 1000
     """How long a replica that knows no leader waits to hear of one, before it stands."""
     stagger_ms: int = 160
-    """Between two voters that miss the same leader: long enough for the first to win hundreds of elections at once, with
-    two syncs, before the second stands, so that they do not split the votes."""
+    """Between two voters that miss the same leader: long enough for the first to win hundreds of elections at once,
+    with two syncs, before the second stands, so that they do not split the votes."""
     retry_ms: int = 250
     """Before asking for votes again; a random time of up to the same is added."""
 

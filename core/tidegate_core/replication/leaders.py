@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tidegate_core.raft.messages import ReplicaKey
 from tidegate_core.replication.messages import Leadership
@@ -16,6 +16,8 @@ class LeaderDirectory:
         self._leaderships: dict[ReplicaKey, Leadership] = {}
         self._lost: dict[ReplicaKey, LeaderEpoch] = {}
         """Partitions whose leader of this epoch, and all before, is known to be gone."""
+        self._given_up: dict[ReplicaKey, LeaderEpoch] = {}
+        """Partitions whose next leader was waited for long enough, by the epoch of the lost one."""
         self.version = 0
         """Grows with every change: what is derived from the directory may be kept while it stays."""
         self.on_change: list[Callable[[ReplicaKey], None]] = []
@@ -43,6 +45,17 @@ class LeaderDirectory:
             if was_known and self.get(key) is None:
                 self._changed(key)
 
+    def is_being_elected(self, key: ReplicaKey) -> bool:
+        """Whether a leader is gone, and the next one may be there in a moment."""
+        lost = self._lost.get(key)
+        return lost is not None and self.get(key) is None and self._given_up.get(key, -1) < lost
+
+    def give_up(self, keys: Iterable[ReplicaKey]) -> None:
+        """Whoever waited for these partitions' next leaders has waited long enough; others need not."""
+        for key in keys:
+            if self.is_being_elected(key):
+                self._given_up[key] = self._lost[key]
+
     def found_again(self, key: ReplicaKey, epoch: LeaderEpoch) -> None:
         """The leader of `epoch` was thought gone, and does lead."""
         if self._lost.get(key, -1) >= epoch:
@@ -52,6 +65,7 @@ class LeaderDirectory:
     def forget(self, key: ReplicaKey) -> None:
         """The partition is deleted."""
         self._lost.pop(key, None)
+        self._given_up.pop(key, None)
         if self._leaderships.pop(key, None) is not None:
             self._changed(key)
 
