@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack
 from random import Random
 from uuid import uuid4
@@ -79,6 +80,8 @@ async def run(settings: CoreSettings) -> None:
         peers.handler = core
         server.serve(core.node)
         await core.joined()
+        gc.collect()
+        gc.freeze()  # what is there by now stays: later collections, which hold up everything, need not look at it
         announce_ready(settings.ready_file, listen=str(listening), node_id=settings.node_id)
         _log.info("core_ready", listen=str(listening), node_id=settings.node_id, topics=len(core.node.image.topics))
         try:
