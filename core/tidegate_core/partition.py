@@ -289,13 +289,13 @@ class Partition:
     def _write(self, batches: memoryview, headers: Sequence[BatchHeader], now_ms: int) -> None:
         log = self.log
         self._now_ms = now_ms
-        before = log.end
+        before = log.end if len(headers) > 1 else None
         try:
             log.append(batches, headers, now_ms)
         except StorageFailed as error:
             self._fail(error)
             raise
-        if len(headers) == 1:
+        if before is None:
             self._high_watermark.ends.append(log.end)
         else:
             self._high_watermark.wrote(before, headers)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tidegate_core.log.log import Log
 from tidegate_core.producers import WrittenBatch
 from tidegate_wire.identifiers import LeaderEpoch, Offset
 
 
-@dataclass(frozen=True, slots=True)
-class AppendResult:
+class AppendResult(NamedTuple):
     """Where a batch stands in the log. It is safe once `Partition.committed(end_offset, leader_epoch)` returned."""
 
     base_offset: Offset
