@@ -39,6 +39,7 @@ _HANDLERS: Final[dict[int, Handler]] = {
     Api.OFFSET_FOR_LEADER_EPOCH: offsets.offset_for_leader_epoch,
     Api.DELETE_RECORDS: offsets.delete_records,
     Api.METADATA: metadata.metadata,
+    Api.DESCRIBE_TOPIC_PARTITIONS: metadata.describe_topic_partitions,
     Api.DESCRIBE_CONFIGS: configs.describe_configs,
     Api.JOIN_GROUP: groups.join_group,
     Api.SYNC_GROUP: groups.sync_group,

@@ -1,7 +1,8 @@
-"""Metadata: the nodes, topics and partitions of the cluster, as this node knows them; topics are made on demand."""
+"""Metadata and DescribeTopicPartitions: the cluster as this node knows it; topics are made on demand."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tidegate_core.groups.offsets_topic import OFFSETS_TOPIC
@@ -18,6 +19,7 @@ from tidegate_wire.identifiers import NodeId
 from tidegate_wire.kafka.messages import ErrorCode
 
 if TYPE_CHECKING:
+    from kio.schema.describe_topic_partitions.v0.request import DescribeTopicPartitionsRequest
     from kio.schema.metadata.v12.request import MetadataRequest, MetadataRequestTopic
 
 TOPIC_OPERATIONS: Final = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 11
@@ -25,6 +27,9 @@ TOPIC_OPERATIONS: Final = 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 
 
 ELECTION_WAIT_S: Final = 0.5
 """How long an answer waits for leaders that are being elected, once for each; an election takes a part of it."""
+
+PARTITIONS_DESCRIBED_MAX: Final = 2000
+"""In one answer, whatever the client would take, as in Kafka (max.request.partition.size.limit)."""
 
 NOBODY: Final = NodeId(-1)
 
@@ -35,7 +40,7 @@ async def metadata(node: Node, request: MetadataRequest, _client: Client) -> Fie
     """The nodes, and topics by name or all of them; a topic that is missing is made, if the client lets us."""
     operations = TOPIC_OPERATIONS if request.include_topic_authorized_operations else _NOT_TOLD
     if request.topics is None:
-        topics = [_topic_fields(node, topic, operations) for _, topic in sorted(node.image.topics.items())]
+        topics = [_whole_topic(node, topic, operations) for _, topic in sorted(node.image.topics.items())]
     else:
         creates = request.allow_auto_topic_creation and node.settings.auto_create_topics
         topics = [await _topic_or_error(node, asked, operations, creates=creates) for asked in request.topics]
@@ -68,12 +73,12 @@ async def _topic_or_error(node: Node, asked: MetadataRequestTopic, operations: i
         if topic is None:
             return _unknown_topic(ErrorCode.unknown_topic_id, topic_id=asked.topic_id)
         await _await_elections(node, topic)
-        return _topic_fields(node, topic, operations)
+        return _whole_topic(node, topic, operations)
     try:
         if asked.name not in node.image.topics:
             await _create_on_demand(node, asked.name, creates=creates)
         await _await_elections(node, node.image.topics[asked.name])
-        return _topic_fields(node, node.image.topics[asked.name], operations)
+        return _whole_topic(node, node.image.topics[asked.name], operations)
     except Exception as error:  # becomes this topic's answer
         return _unknown_topic(refusal_of(error).code, name=asked.name)
 
@@ -99,13 +104,18 @@ def _unknown_topic(error: ErrorCode, *, name: str | None = None, topic_id: Any =
     return {"error_code": error, "name": name, "topic_id": topic_id, "is_internal": name in INTERNAL_TOPICS}
 
 
-def _topic_fields(node: Node, topic: Topic, operations: int) -> Fields:
+def _whole_topic(node: Node, topic: Topic, operations: int) -> Fields:
+    parts = [_partition_fields(node, topic, index) for index in range(topic.partition_count)]
+    return _topic_fields(topic, parts, operations)
+
+
+def _topic_fields(topic: Topic, partitions: Sequence[Fields], operations: int) -> Fields:
     return {
         "error_code": ErrorCode.none,
         "name": topic.name,
         "topic_id": topic.topic_id,
         "is_internal": topic.name in INTERNAL_TOPICS,
-        "partitions": [_partition_fields(node, topic, index) for index in range(topic.partition_count)],
+        "partitions": partitions,
         "topic_authorized_operations": operations,
     }
 
@@ -122,3 +132,28 @@ def _partition_fields(node: Node, topic: Topic, index: int) -> Fields:
         "isr_nodes": tuple(leadership.in_step),
         "offline_replicas": tuple(replica for replica in replicas if replica not in leadership.in_step),
     }
+
+
+async def describe_topic_partitions(node: Node, request: DescribeTopicPartitionsRequest, _client: Client) -> Fields:
+    """The partitions of topics, by name, so many at once (KIP-966); the cursor says where the next answer begins."""
+    names = sorted({topic.name for topic in request.topics} or node.image.topics)
+    first = ("", 0) if request.cursor is None else (request.cursor.topic_name, int(request.cursor.partition_index))
+    room = max(1, min(request.response_partition_limit, PARTITIONS_DESCRIBED_MAX))
+    topics: list[Fields] = []
+    for name in names:
+        topic = node.image.topics.get(name)
+        if name < first[0]:
+            continue
+        if topic is None:
+            topics.append(_unknown_topic(ErrorCode.unknown_topic_or_partition, name=name))
+            continue
+        begin = first[1] if name == first[0] else 0
+        if not room:
+            return {"topics": topics, "next_cursor": {"topic_name": name, "partition_index": begin}}
+        end = min(topic.partition_count, begin + room)
+        room -= max(end - begin, 0)
+        parts = [_partition_fields(node, topic, index) for index in range(begin, end)]
+        topics.append(_topic_fields(topic, parts, TOPIC_OPERATIONS))
+        if end < topic.partition_count:
+            return {"topics": topics, "next_cursor": {"topic_name": name, "partition_index": end}}
+    return {"topics": topics, "next_cursor": None}

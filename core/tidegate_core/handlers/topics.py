@@ -121,7 +121,10 @@ async def delete_topics(node: Node, request: DeleteTopicsRequest, client: Client
     responses = []
     for wanted in request.topics:
         refusal = ACCEPTED
-        topic = None if wanted.topic_id is None else node.image.topic_by_id(wanted.topic_id)
+        if wanted.name is not None:
+            topic = node.image.topics.get(wanted.name)
+        else:
+            topic = None if wanted.topic_id is None else node.image.topic_by_id(wanted.topic_id)
         name = wanted.name if topic is None else topic.name
         try:
             client.check_controller()
@@ -131,7 +134,7 @@ async def delete_topics(node: Node, request: DeleteTopicsRequest, client: Client
         responses.append(
             {
                 "name": name,
-                "topic_id": wanted.topic_id,
+                "topic_id": wanted.topic_id if topic is None else topic.topic_id,
                 "error_code": refusal.code,
                 "error_message": refusal.message,
             }

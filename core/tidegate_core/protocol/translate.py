@@ -102,7 +102,7 @@ _LOWERED: Final[dict[int, _Reshape]] = {
 class _Field(NamedTuple):
     name: str
     nested: Any
-    """The dataclass of an array's items, or None where the field holds plain values."""
+    """The dataclass of the field or of an array's items, or None where the field holds plain values."""
     default: Any
     """What the protocol says where a version lacks the field."""
 
@@ -130,6 +130,8 @@ def _field(item: dataclasses.Field[Any], hint: Any) -> _Field:
         (item_type, _) = typing.get_args(kind)
         nested = item_type if dataclasses.is_dataclass(item_type) else None
         implicit: Any = ()
+    elif dataclasses.is_dataclass(kind):
+        nested, implicit = kind, None
     else:
         implicit = next((value for base, value in _IMPLICIT.items() if issubclass(kind, base)), None)
     default = item.default if item.default is not dataclasses.MISSING else implicit
@@ -141,7 +143,7 @@ def _copy(schema: Any, source: Any) -> Any:
     for name, nested, default in _fields(schema):
         value = getattr(source, name, default)
         if nested is not None and value:
-            value = tuple([_copy(nested, item) for item in value])
+            value = tuple([_copy(nested, item) for item in value]) if isinstance(value, tuple) else _copy(nested, value)
         values[name] = value
     return schema(**values)
 
@@ -154,7 +156,9 @@ def compose(schema: Any, source: Mapping[str, Any], *, checked: bool = False) ->
     values: dict[str, Any] = {}
     for name, nested, default in _fields(schema):
         value = source.get(name, default)
-        if nested is not None and value:
+        if nested is not None and isinstance(value, Mapping):
+            value = compose(nested, value, checked=checked)
+        elif nested is not None and value:
             value = tuple(
                 [
                     compose(nested, item, checked=checked) if isinstance(item, Mapping) else _copy(nested, item)

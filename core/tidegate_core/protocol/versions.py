@@ -42,6 +42,7 @@ class Api(IntEnum):
     DESCRIBE_CLUSTER = 60
     UNREGISTER_BROKER = 64
     ALLOCATE_PRODUCER_IDS = 67
+    DESCRIBE_TOPIC_PARTITIONS = 75
 
 
 class VersionRange(NamedTuple):
@@ -88,6 +89,7 @@ VERSIONS: Final[dict[int, VersionRange]] = {
     Api.LIST_PARTITION_REASSIGNMENTS: VersionRange(0, 0),
     Api.DESCRIBE_QUORUM: VersionRange(0, 2),
     Api.UNREGISTER_BROKER: VersionRange(0, 0),
+    Api.DESCRIBE_TOPIC_PARTITIONS: VersionRange(0, 0),
 }
 """What clients are told."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import uuid
 from collections.abc import AsyncIterator
@@ -125,6 +126,36 @@ async def test_the_advertised_address_is_told(tmp_path: Path) -> None:
             assert (broker.host, broker.port, response.controller_id) == ("core.example", 9999, 7)
         response = await client.ask(Api.FIND_COORDINATOR, 3, key="g")
         assert (response.node_id, response.host, response.port) == (7, "core.example", 9999)
+
+
+async def test_partitions_are_described_so_many_at_once(client: RawClient) -> None:
+    for name, count in (("a", 2), ("b", 3), ("c", 1)):
+        await client.create_topic(name, count)
+
+    async def pages(limit: int, *names: str) -> list[list[tuple[str, list[int]]]]:
+        found, cursor = [], None
+        while True:
+            response = await client.ask(
+                Api.DESCRIBE_TOPIC_PARTITIONS,
+                topics=[{"name": name} for name in names],
+                response_partition_limit=limit,
+                cursor=cursor,
+            )
+            found.append(
+                [(topic.name, [part.partition_index for part in topic.partitions]) for topic in response.topics]
+            )
+            if response.next_cursor is None:
+                return found
+            cursor = {
+                "topic_name": response.next_cursor.topic_name,
+                "partition_index": response.next_cursor.partition_index,
+            }
+
+    whole = [("a", [0, 1]), ("b", [0, 1, 2]), ("c", [0])]
+    assert await pages(2000) == [whole]
+    assert await pages(0) == [[(name, [index])] for name, indexes in whole for index in indexes]
+    assert await pages(2) == [[("a", [0, 1])], [("b", [0, 1])], [("b", [2]), ("c", [0])]]
+    assert await pages(5, "c", "b", "nowhere") == [[("b", [0, 1, 2]), ("c", [0]), ("nowhere", [])]]
 
 
 # CreateTopics and DeleteTopics.
@@ -265,12 +296,21 @@ async def test_a_creation_that_a_crash_cut_short_is_finished(tmp_path: Path) -> 
             assert (await client.produce("t", batch_of(b"a"), partition=index)).error_code is ErrorCode.none
 
 
+async def sizes(client: RawClient) -> Any:
+    return (await client.ask(Api.DESCRIBE_LOG_DIRS, 4, topics=None)).results[0]
+
+
 async def test_a_deletion_that_a_crash_cut_short_is_finished(tmp_path: Path) -> None:
     data = tmp_path / "data"
     async with running_core(tmp_path) as address, RawClient.connect(address) as client:
         await client.create_topic("t")
         shutil.copytree(data / "t-0", tmp_path / "kept")
         await client.ask(Api.DELETE_TOPICS, 6, topics=[{"name": "t"}])
+        async with asyncio.timeout(10):
+            while True:
+                if all(topic.name != "t" for topic in (await sizes(client)).topics):
+                    break
+                await asyncio.sleep(0.01)
     (tmp_path / "kept").rename(data / "t-0")
     async with running_core(tmp_path):
         pass
