@@ -6,12 +6,15 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from tests.support.cluster import Cluster, NodePlan, stable_ports
 from tests.support.processes import TidegatePart
+from tidegate_core.data_dir import DataDir
 from tidegate_wire.address import Address
+from tidegate_wire.identifiers import NodeId
 
 USAGE = 2
 REFUSED = 4
@@ -65,7 +68,10 @@ def test_a_voter_with_the_data_of_another_cluster_is_refused(tmp_path: Path, clu
     cluster.stop(3)
     try:
         plan = NodePlan(address=cluster.plans[3].address, data_dir=tmp_path / "other")
-        copy_data(cluster, 3, plan, cluster_id="another-cluster-id-xx")
+        data_dir = DataDir.claim(plan.data_dir, node_id=NodeId(3))
+        founders = [(NodeId(node_id), uuid4()) for node_id in (1, 2)]
+        data_dir.found("another-cluster", (*founders, (NodeId(3), data_dir.directory_id)), is_replacement=False)
+        data_dir.release()
         assert_refused(tmp_path, plan, 3, cluster.voters, "cluster", code=REFUSED)
     finally:
         cluster.start(3)
@@ -87,7 +93,7 @@ def test_a_second_node_with_the_same_id_is_refused(tmp_path: Path, cluster: Clus
     with first:
         first.wait_ready()
         (tmp_path / "second-log").mkdir()
-        assert_refused(tmp_path / "second-log", plans[1], 7, cluster.voters, "7", code=REFUSED)
+        assert_refused(tmp_path / "second-log", plans[1], 7, cluster.voters, "id 7", code=USAGE)
         assert first.running(), "the rightful holder of the id goes on"
         assert first.terminate() == 0
 
