@@ -9,8 +9,8 @@ from tidegate_core.errors import PartitionDamaged
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.files import OpenFiles
 from tidegate_core.log.flusher import Flusher
+from tidegate_core.log.history import rebuild_producers
 from tidegate_core.log.identity import PartitionIdentity, load_identity, write_identity
-from tidegate_core.log.rebuild import rebuild_producers
 from tidegate_core.log.recovery import create_log, open_log
 from tidegate_core.log.reset import finish_reset
 from tidegate_core.log.snapshots import load_snapshot, remove_snapshots

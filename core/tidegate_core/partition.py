@@ -25,18 +25,18 @@ from tidegate_core.errors import (
 )
 from tidegate_core.high_watermark import HighWatermark
 from tidegate_core.log.admission import check_new_batch, check_replicated_batches
-from tidegate_core.log.app_state import load_app_state
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.control import ControlRecord, read_voters
 from tidegate_core.log.files import storage_error
 from tidegate_core.log.flusher import Flusher
+from tidegate_core.log.history import rebuild_producers, take_snapshot
 from tidegate_core.log.identity import PartitionIdentity, write_identity
 from tidegate_core.log.log import Log
 from tidegate_core.log.partition_snapshot import PartitionSnapshot
-from tidegate_core.log.rebuild import committed_producers, rebuild_producers
 from tidegate_core.log.reset import decide_reset
 from tidegate_core.log.segment import Segment
 from tidegate_core.log.snapshots import snapshot_offset, write_snapshot
+from tidegate_core.log.times import offset_for_time, offset_of_latest_time
 from tidegate_core.producers import ProducerStates
 from tidegate_core.raft.messages import ReplicaKey
 from tidegate_core.results import AppendResult, ReadResult, duplicate_of
@@ -376,11 +376,12 @@ class Partition:
             return
         try:
             log.truncate_to(offset)
-            self.producers = rebuild_producers(log, log.log_end_offset, self._now_ms)
-        except OSError as error:
-            raise self._failed(storage_error(error, f"{log.directory} can't be cut")) from error
         except (StorageFailed, PartitionDamaged) as error:
             raise self._failed(error) from error
+        try:
+            self.producers = rebuild_producers(log, log.log_end_offset, self._now_ms)
+        except (OSError, StorageError) as error:
+            raise self._failed(StorageFailed(f"{log.directory} can't be read after it was cut: {error}")) from error
         self._high_watermark.truncated()
         self._syncing.cut(min(self.synced_offset, log.log_end_offset))
 
@@ -418,16 +419,7 @@ class Partition:
             PartitionDamaged, StorageFailed, StorageError: the log can't be read.
             OSError: a state beside it can't be.
         """
-        start = self.log_start_offset
-        app_state = load_app_state(self.log.directory, start)
-        return PartitionSnapshot(
-            offset=start,
-            leader_epochs=tuple(self.log.epochs.before(start).entries),
-            voters=self.log.voter_sets.at(start),
-            producers=committed_producers(self.log, self.producers, self.high_watermark, self._now_ms),
-            app_state=app_state[1] if app_state is not None and app_state[0] == start else None,
-            compacted_to=Offset(self.tombstones_removed_to + 1),
-        ).encode()
+        return take_snapshot(self.log, self.producers, self.high_watermark, self._now_ms)
 
     # --- reading
 
@@ -475,7 +467,7 @@ class Partition:
         """
         self._check_open()
         with self._watched():
-            return self.log.offset_for_time(time_ms, self._high_watermark.position)
+            return offset_for_time(self.log, time_ms, self._high_watermark.position)
 
     def offset_of_latest_time(self) -> tuple[Offset, int] | None:
         """The record with the largest timestamp (ListOffsets -3, KIP-734): its offset and time.
@@ -487,7 +479,7 @@ class Partition:
         """
         self._check_open()
         with self._watched():
-            return self.log.offset_of_latest_time(self._high_watermark.position)
+            return offset_of_latest_time(self.log, self._high_watermark.position)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

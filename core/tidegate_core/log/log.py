@@ -27,13 +27,16 @@ from tidegate_core.log.snapshots import remove_snapshots
 from tidegate_core.log.swap import carry_out_swap, decide_swap
 from tidegate_core.log.sync_job import SyncJob
 from tidegate_wire.identifiers import LeaderEpoch, Offset
-from tidegate_wire.records import BatchError, BatchHeader, read_records
+from tidegate_wire.records import BatchHeader
 
 CHECKPOINT_INTERVAL_BYTES: Final = 64 * 1024 * 1024
 """Appended between two checkpoints: about a tenth of a second of scanning after a crash, for two small syncs."""
 
 CHECKPOINT_INTERVAL_BYTES_MIN: Final = 2 * 1024 * 1024
 """Not less where there are many partitions: syncs are not free."""
+
+BATCH_CHECK_BYTES: Final = 2048
+"""To check a batch takes as long as so many bytes of a large one, however small it is; they count for the interval."""
 
 
 class Log:
@@ -149,7 +152,7 @@ class Log:
             active.append(batches, headers, now_ms)
         except OSError as error:
             raise storage_error(error, f"{active.path} can't be written") from error
-        self._appended_since_checkpoint += len(batches)
+        self._appended_since_checkpoint += len(batches) + len(headers) * BATCH_CHECK_BYTES
         for header in headers:
             self.epochs.note(header.leader_epoch, header.base_offset)
 
@@ -366,70 +369,6 @@ class Log:
                         yield header
             except OSError as error:
                 raise storage_error(error, f"{segment.path} can't be read") from error
-
-    def offset_for_time(self, time_ms: int, end: LogPosition) -> tuple[Offset, int] | None:
-        """The first record before `end` with a timestamp of at least `time_ms`: its offset and timestamp.
-
-        Raises:
-            PartitionDamaged: a batch on the way is not what was written.
-            StorageFailed, StorageError: a file can't be read.
-        """
-        for segment in self.segments:
-            if segment.largest_timestamp_ms < time_ms:
-                continue
-            if segment.base_offset > end.segment_base:
-                break
-            found = self._first_at_or_after(segment, time_ms, end)
-            if found is not None:
-                return found
-        return None
-
-    def _first_at_or_after(self, segment: Segment, time_ms: int, end: LogPosition) -> tuple[Offset, int] | None:
-        for batch in self._batches_at_or_after(segment, time_ms, end):
-            try:
-                for record in read_records(batch):
-                    if record.timestamp_ms >= time_ms and record.offset >= self.log_start_offset:
-                        return record.offset, record.timestamp_ms
-            except BatchError:  # the CRC fits, so a client sent it so: what the header says has to do
-                header = BatchHeader.parse(batch)
-                return max(header.base_offset, self.log_start_offset), header.max_timestamp_ms
-        return None
-
-    def _batches_at_or_after(self, segment: Segment, time_ms: int, end: LogPosition) -> Iterator[bytes]:
-        """The batches of the segment before `end` that hold a record at or after `time_ms`."""
-        end_byte = end.byte if segment.base_offset == end.segment_base else segment.size_bytes
-        try:
-            for position, header in segment.walk(segment.load_index().place_for_time(time_ms), end_byte):
-                if header.max_timestamp_ms >= time_ms and header.last_offset >= self.log_start_offset:
-                    yield segment.read_batch(position, header)
-        except OSError as error:
-            raise storage_error(error, f"{segment.path} can't be read") from error
-
-    def offset_of_latest_time(self, end: LogPosition) -> tuple[Offset, int] | None:
-        """The first record before `end` that has the largest timestamp: its offset and timestamp.
-
-        Raises:
-            PartitionDamaged: a batch on the way is not what was written.
-            StorageFailed, StorageError: a file can't be read.
-        """
-        latest: tuple[Offset, int] | None = None
-        for segment in self.segments:
-            largest_ms = segment.largest_timestamp_ms
-            if segment.base_offset > end.segment_base or largest_ms < 0 or (latest and largest_ms <= latest[1]):
-                continue
-            found = self._first_at_or_after(segment, largest_ms, end)
-            if found is None and segment.base_offset == end.segment_base:  # its latest record is not before `end`
-                found = self._latest_by_walking(segment, end)
-            if found is not None and (latest is None or found[1] > latest[1]):
-                latest = found
-        return latest
-
-    def _latest_by_walking(self, segment: Segment, end: LogPosition) -> tuple[Offset, int] | None:
-        try:
-            largest_ms = max((header.max_timestamp_ms for _, header in segment.walk(None, end.byte)), default=-1)
-        except OSError as error:
-            raise storage_error(error, f"{segment.path} can't be read") from error
-        return self._first_at_or_after(segment, largest_ms, end) if largest_ms >= 0 else None
 
     def end_offset_for_epoch(self, epoch: LeaderEpoch) -> tuple[LeaderEpoch, Offset]:
         """The largest epoch at or below `epoch` in this log, and where it ends; (-1, -1) if there is none."""

@@ -301,7 +301,8 @@ def _scan_segment(scan: _Scan, base: Offset, scan_from: Offset, next_base: Offse
         place = index.place_for_offset(scan_from)
         byte = point.byte if point is not None and at_point else place[0] if place is not None else 0
         start, start_offset = index.cut(min(byte, stat.st_size)) or (start, start_offset)
-    _drop_cached_pages(path, start)
+    if stat.st_size > byte:
+        _drop_cached_pages(path, start)
     end = _check_batches(scan, index, LogPosition(start_offset, base, start), next_base)
     if stat.st_size > byte:
         scan.scanned_bytes += stat.st_size - start

@@ -1,8 +1,11 @@
-"""The producers of a log, from its newest snapshot and the batches after it."""
+"""What a log's past adds up to: its producers, and what a follower takes over that is behind the log's start."""
 
 from __future__ import annotations
 
+from tidegate_core.errors import PartitionDamaged
+from tidegate_core.log.app_state import load_app_state
 from tidegate_core.log.log import Log
+from tidegate_core.log.partition_snapshot import PartitionSnapshot
 from tidegate_core.log.snapshots import load_snapshot
 from tidegate_core.producers import ProducerStates
 from tidegate_wire.identifiers import Offset
@@ -36,3 +39,25 @@ def committed_producers(log: Log, producers: ProducerStates, high_watermark: Off
     """
     committed = producers.committed(high_watermark)
     return committed if len(committed) == len(producers) else rebuild_producers(log, high_watermark, now_ms)
+
+
+def take_snapshot(log: Log, producers: ProducerStates, high_watermark: Offset, now_ms: int) -> bytes:
+    """What was before the log's start: who wrote, who votes, what the app made of it; `producers` as of the log's end.
+
+    Raises:
+        PartitionDamaged, StorageFailed, StorageError, OSError: as `rebuild_producers`.
+    """
+    start = log.log_start_offset
+    app_state = load_app_state(log.directory, start)
+    if (app_state is None or app_state[0] != start) and start and load_app_state(log.directory) is not None:
+        raise PartitionDamaged(
+            f"{log.directory}: there is no state as of offset {start}", hint="another node may have it"
+        )
+    return PartitionSnapshot(
+        offset=start,
+        leader_epochs=tuple(log.epochs.before(start).entries),
+        voters=log.voter_sets.at(start),
+        producers=committed_producers(log, producers, high_watermark, now_ms),
+        app_state=app_state[1] if app_state is not None and app_state[0] == start else None,
+        compacted_to=Offset(log.tombstones_removed_to() + 1),
+    ).encode()
