@@ -43,6 +43,9 @@ from tidegate_wire.kafka.messages import ErrorCode
 CONTROLLER_TIMEOUT_S: Final = 10.0
 """For an answer of the controller: it may wait for a majority's disks, and for an election."""
 
+MISSING_RETRY_S: Final = 5.0
+"""Before trying again to make replicas that could not be made: a disk that was full may have room by then."""
+
 RETRY_S: Final = 0.05
 """Before looking again for who the controller is."""
 
@@ -112,20 +115,34 @@ class Membership:
         self._has_changed.set()
 
     async def _follow_metadata(self) -> None:
+        has_all = True
         while True:
-            await self._has_changed.wait()
+            try:
+                async with asyncio.timeout(None if has_all else MISSING_RETRY_S):
+                    await self._has_changed.wait()
+            except TimeoutError:
+                pass
             self._has_changed.clear()
-            image = self.image
-            addresses = {node: Address(info.peer_host, info.peer_port) for node, info in image.nodes.items()}
-            addresses |= self._voters
-            addresses.pop(self._node_id, None)
-            self._network.set_addresses(addresses)
-            self._replicas.set_nodes(addresses)
-            wanted = wanted_replicas(image, self._node_id, self._default_settings)
-            is_complete = self._is_complete()
-            await self._reconciler.reconcile(wanted, self._is_gone, is_complete=is_complete)
-            if is_complete:
-                self._is_in_line.set()
+            try:
+                has_all = await self._bring_in_line()
+            except Exception:
+                has_all = False
+                _log.exception("metadata_not_followed", node_id=self._node_id)
+
+    async def _bring_in_line(self) -> bool:
+        """Let this node be what the metadata says; says whether it has all replicas that it is to have."""
+        image = self.image
+        addresses = {node: Address(info.peer_host, info.peer_port) for node, info in image.nodes.items()}
+        addresses |= self._voters
+        addresses.pop(self._node_id, None)
+        self._network.set_addresses(addresses)
+        self._replicas.set_nodes(addresses)
+        wanted = wanted_replicas(image, self._node_id, self._default_settings)
+        is_complete = self._is_complete()
+        has_all = await self._reconciler.reconcile(wanted, self._is_gone, is_complete=is_complete)
+        if is_complete:
+            self._is_in_line.set()
+        return has_all
 
     def _is_gone(self, key: ReplicaKey) -> bool:
         """Whether the metadata knows a partition, and that it has no replica here, or is deleted."""

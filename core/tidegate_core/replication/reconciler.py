@@ -47,20 +47,23 @@ class Reconciler:
         is_gone: Callable[[ReplicaKey], bool],
         *,
         is_complete: bool,
-    ) -> None:
-        """Make the replicas on the disk those that the metadata gives this node.
+    ) -> bool:
+        """Make the replicas on the disk those that the metadata gives this node; says whether they are.
 
         `is_gone` says of which partitions the metadata knows that they have no replica here, or none anywhere;
         `is_complete` whether the metadata is all there was when this node started.
         """
         replicas = self._replicas
         began_s = self._loop.time()
+        is_in_line = is_complete
         for (topic, index), want in wanted.items():
             hosted = replicas.hosted(want.key)
             if hosted is None and is_complete:
                 hosted = self._make(topic, index, want, is_gone)
             if hosted is None:
+                is_in_line = False
                 continue
+            self._reported.discard(want.key)
             replicas.adopt(topic, index, hosted.partition)
             if hosted.partition.config != want.config:
                 hosted.partition.config = want.config
@@ -71,6 +74,7 @@ class Reconciler:
             self._remove(wanted, is_gone)
             self._was_in_line = True
         await self._note_alone(wanted)
+        return is_in_line
 
     # --- making
 
