@@ -19,7 +19,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from tests.support.kafka_requests import ClusterView, view_cluster
+from tests.support.kafka_requests import ClusterView, view_caught_up, view_cluster
 from tests.support.processes import TidegatePart, wait_until
 from tidegate_wire.address import Address
 from tidegate_wire.kafka.messages import MessageError
@@ -222,22 +222,21 @@ class Cluster:
 
         wait_until(serves, timeout_s, f"all of {topic} has leaders")
 
-    def in_step(self, topic: str) -> dict[int, set[int]]:
-        """By partition the replicas that its leader says are in step."""
-        steps: dict[int, set[int]] = {}
-        for index, leader in self.leaders(topic).items():
-            view = self.view(leader, topic)
-            if view is not None and view.partitions is not None:
-                steps[index] = set(view.partitions[index].in_step)
-        return steps
-
     def wait_in_step(self, topic: str, partitions: int, timeout_s: float = SERVES_TIMEOUT_S) -> None:
-        """Return when every partition has all nodes in step."""
-        everyone = set(self.node_ids)
+        """Return when every node had everything of every partition at some moment after this call."""
+        since_ms = int(time.time() * 1000)
+        behind = set(range(partitions))
 
         def all_there() -> bool:
-            steps = self.in_step(topic)
-            return len(steps) == partitions and all(step == everyone for step in steps.values())
+            leaders = self.leaders(topic)
+            for index in behind & leaders.keys():
+                try:
+                    caught_up = view_caught_up(self.plans[leaders[index]].address, topic, index) or {}
+                except (OSError, MessageError):
+                    continue
+                if all(caught_up.get(node_id, -1) >= since_ms for node_id in self.node_ids):
+                    behind.discard(index)
+            return not behind
 
         wait_until(all_there, timeout_s, f"all replicas of {topic} are in step")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from kio.schema.create_topics.v5.request import CreatableTopic, CreateTopicsRequest
 from kio.schema.delete_topics.v4.request import DeleteTopicsRequest
+from kio.schema.describe_quorum.v1.request import DescribeQuorumRequest, PartitionData, TopicData
 from kio.schema.metadata.v9.request import MetadataRequest, MetadataRequestTopic
 from kio.schema.types import TopicName
 from kio.static.primitive import i16, i32, i32Timedelta
@@ -77,6 +78,16 @@ def view_cluster(address: Address, topic: str, timeout_s: float = 2.0) -> Cluste
             for partition in found.partitions
         }
     return ClusterView(int(response.controller_id), tuple(int(node.node_id) for node in response.brokers), partitions)
+
+
+def view_caught_up(address: Address, topic: str, partition: int, timeout_s: float = 2.0) -> dict[int, int] | None:
+    """When each voter of a partition last had everything, in the leader's Unix time (ms); None: the node is not it."""
+    data = TopicData(topic_name=TopicName(topic), partitions=(PartitionData(partition_index=i32(partition)),))
+    response = ask(address, DescribeQuorumRequest(topics=(data,)), timeout_s)
+    found = response.topics[0].partitions[0]
+    if found.error_code is not ErrorCode.none:
+        return None
+    return {int(voter.replica_id): int(voter.last_caught_up_timestamp) for voter in found.current_voters}
 
 
 def create_topic(address: Address, name: str, partitions: int, replicas: int, timeout_s: float) -> ErrorCode:
