@@ -190,6 +190,8 @@ class Replica:
     # --- steps
 
     def lead(self) -> None:
+        if any(producer.batches[-1].last_offset >= self.end for _, producer in self.partition.producers.items()):
+            return  # it began anew, and lacks records that are committed: nobody would vote for it
         self.epoch += 1
         self.partition.lead(LeaderEpoch(self.epoch))
 
