@@ -27,6 +27,9 @@ from tidegate_core.raft.messages import BeginEpoch, EndEpoch, VoteRequest, VoteR
 from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
 from tidegate_wire.kafka.messages import ErrorCode
 
+SLOW_DISK_FACTOR: Final = 3
+"""So much longer than its own vote took to be saved does a candidate wait for those of others."""
+
 NO_EPOCH: Final = LeaderEpoch(-1)
 
 
@@ -133,6 +136,7 @@ class Replica:
         "_random",
         "_refused",
         "_requests",
+        "_stood_ms",
         "_timing",
         "deadline_ms",
         "epoch",
@@ -180,6 +184,8 @@ class Replica:
         """Who granted a vote, and whether without condition."""
         self._refused: set[NodeId] = set()
         self._requests: list[Request] = []
+        self._stood_ms = 0
+        """When it began to stand, if it does."""
 
     # --- what the owner asks
 
@@ -321,7 +327,7 @@ class Replica:
         self.role = Role.CANDIDATE
         self.epoch = LeaderEpoch(self.epoch + 1)
         self.voted_for = self.node_id
-        self.deadline_ms = self._retry_at(now_ms)
+        self._stood_ms = now_ms
         self.unsaved = self.vote_state()
 
     def saved(self, state: VoteState, now_ms: int) -> None:
@@ -331,6 +337,8 @@ class Replica:
         if self.role is Role.CANDIDATE and state.epoch == self.epoch and not self._granted:
             self._granted = {self.node_id: self.may_vote}
             self._send_requests(is_pre_vote=False)
+            # Voters have to save too: if this disk is slow, theirs may be.
+            self.deadline_ms = self._retry_at(now_ms) + SLOW_DISK_FACTOR * (now_ms - self._stood_ms)
             self._count(now_ms)
 
     def _send_requests(self, *, is_pre_vote: bool) -> None:

@@ -96,6 +96,8 @@ class LeaderFetcher:
         self._bytes_max = FETCH_BYTES_MIN * 4
         """So much that an answer takes no longer than a heartbeat: over a slow link a large one would look like a dead
         leader."""
+        self._syncing: list[asyncio.Task[None]] = []
+        """What is appended and not on the disk yet; the leader is told when it is."""
         self._session = 0
         self._number = 0
         self._has_work = asyncio.Event()
@@ -122,7 +124,7 @@ class LeaderFetcher:
 
     async def close(self) -> None:
         """Stop."""
-        tasks = [self._task, *self._snapshots.values()]
+        tasks = [self._task, *self._snapshots.values(), *self._syncing]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -208,7 +210,7 @@ class LeaderFetcher:
         request = ReplicaFetch(
             self._session,
             self._number,
-            0 if self._changed else self._wait_ms,
+            0 if self._changed or self._is_syncing else self._wait_ms,
             self._bytes_max,
             positions,
             [key for key in forgotten if key not in self.following],
@@ -240,10 +242,16 @@ class LeaderFetcher:
             except PartitionError as error:
                 self._refuse(hosted, error)
             self._owner.settle(hosted)
-        if appended:
-            await asyncio.gather(*(self._synced(hosted) for hosted in appended))
+        self._syncing = [task for task in self._syncing if not task.done()]
+        self._syncing += [asyncio.create_task(self._synced(hosted), name="sync") for hosted in appended]
+        if self._syncing:  # a slow disk is no reason to look dead to the leader, or to think that the leader is
+            await asyncio.wait(self._syncing, timeout=self._wait_ms / 1000)
         if is_full:
             await asyncio.sleep(RETRY_DISK_FULL_S)
+
+    @property
+    def _is_syncing(self) -> bool:
+        return any(not task.done() for task in self._syncing)
 
     def _refuse(self, hosted: HostedReplica, error: PartitionError) -> None:
         partition = hosted.partition
