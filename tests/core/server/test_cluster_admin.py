@@ -275,6 +275,25 @@ async def test_records_are_deleted_on_every_replica_when_that_is_answered(admin:
     assert values_of((await admin[leader].fetch("t", 6)).records) == [b"a", b"b"] * 2
 
 
+async def test_records_that_a_replica_in_step_may_still_have_are_not_told_deleted(admin: Admin) -> None:
+    await admin.create("t", (1, 2, 3))
+    leader = await admin.leader_of("t")
+    await admin[leader].produce("t", batch_of(b"a", b"b"))
+
+    async def in_step() -> bool | None:
+        (part,) = (await admin.topic("t", leader)).partitions
+        return set(part.isr_nodes) == {1, 2, 3} or None
+
+    await eventually(in_step)
+    await admin.nodes.stop(next(node_id for node_id in admin.clients if node_id != leader))
+    parts = [{"partition_index": 0, "offset": -1}]
+    response = await admin[leader].ask(
+        Api.DELETE_RECORDS, 2, topics=[{"name": "t", "partitions": parts}], timeout=seconds(0.3)
+    )
+    assert response.topics[0].partitions[0].error_code is ErrorCode.request_timed_out
+    assert (await admin[leader].fetch("t", 0)).error_code is ErrorCode.offset_out_of_range
+
+
 async def test_offsets_are_told_by_the_leader_only(admin: Admin) -> None:
     await admin.create("t", (1, 2, 3))
     leader = await admin.leader_of("t")

@@ -18,6 +18,7 @@ from tests.core.server.harness import (
     values_of,
 )
 from tidegate_core.protocol.versions import Api
+from tidegate_core.replication.replicas import ReplicaManager
 from tidegate_wire.kafka.messages import ErrorCode
 from tidegate_wire.records import RecordBatchBuilder
 
@@ -363,3 +364,16 @@ async def test_produce_and_fetch_at_once_by_many_clients(tmp_path: Path) -> None
                 assert seen == [b"%d" % number for number in range(50)]
 
         await asyncio.gather(*(work(index) for index in range(4) for work in (produce, consume, consume)))
+
+
+async def test_offsets_are_not_told_before_a_leader_knows_what_is_committed(
+    client: RawClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a leader does not in the first moments of its epoch; clients ask again."""
+    await client.produce("t", batch_of(b"a"))
+    with monkeypatch.context() as patched:
+        patched.setattr(ReplicaManager, "is_settled", lambda _replicas, _partition: False)
+        response = await client.ask(Api.LIST_OFFSETS, 7, topics=[_at("t", LATEST)])
+        assert response.topics[0].partitions[0].error_code is ErrorCode.offset_not_available
+    response = await client.ask(Api.LIST_OFFSETS, 7, topics=[_at("t", LATEST)])
+    assert response.topics[0].partitions[0].offset == 1
