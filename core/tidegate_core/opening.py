@@ -61,6 +61,12 @@ def open_partition(
             producers = rebuild_producers(log, log.log_end_offset, now_ms)
         except PartitionDamaged as error:
             log.damage = log.failure = error
+    first = log.segments[0].base_offset
+    if first > replay_from and identity.is_shared:
+        problem = f"{directory}: who wrote the records before offset {first} is not known any more"
+        log.damage = log.damage or PartitionDamaged(problem, hint="the partition is fetched anew from its leader")
+    if len(log.voter_sets.latest[1]) > 1:  # another node has what is damaged here
+        log.failure = log.failure or log.damage
     return Partition(topic, index, identity, log, producers, flusher, now_ms)
 
 

@@ -419,7 +419,8 @@ class Partition:
             PartitionDamaged, StorageFailed, StorageError: the log can't be read.
             OSError: a state beside it can't be.
         """
-        return take_snapshot(self.log, self.producers, self.high_watermark, self._now_ms)
+        with self._watched():
+            return take_snapshot(self.log, self.producers, self.high_watermark, self._now_ms)
 
     # --- reading
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tidegate_core.errors import PartitionDamaged
-from tidegate_core.log.app_state import load_app_state
+from tidegate_core.log.app_state import app_state_at, load_app_state
+from tidegate_core.log.files import DamagedFile
 from tidegate_core.log.log import Log
 from tidegate_core.log.partition_snapshot import PartitionSnapshot
 from tidegate_core.log.snapshots import load_snapshot
 from tidegate_core.producers import ProducerStates
 from tidegate_wire.identifiers import Offset
+
+_HINT: Final = "another node may have it"
 
 
 def rebuild_producers(log: Log, end: Offset, now_ms: int) -> ProducerStates:
@@ -48,16 +53,17 @@ def take_snapshot(log: Log, producers: ProducerStates, high_watermark: Offset, n
         PartitionDamaged, StorageFailed, StorageError, OSError: as `rebuild_producers`.
     """
     start = log.log_start_offset
-    app_state = load_app_state(log.directory, start)
-    if (app_state is None or app_state[0] != start) and start and load_app_state(log.directory) is not None:
-        raise PartitionDamaged(
-            f"{log.directory}: there is no state as of offset {start}", hint="another node may have it"
-        )
+    try:
+        app_state = app_state_at(log.directory, start)
+    except DamagedFile as error:
+        raise PartitionDamaged(f"{log.directory}: the state as of offset {start}: {error}", hint=_HINT) from error
+    if app_state is None and start and load_app_state(log.directory) is not None:
+        raise PartitionDamaged(f"{log.directory}: there is no state as of offset {start}", hint=_HINT)
     return PartitionSnapshot(
         offset=start,
         leader_epochs=tuple(log.epochs.before(start).entries),
         voters=log.voter_sets.at(start),
         producers=committed_producers(log, producers, high_watermark, now_ms),
-        app_state=app_state[1] if app_state is not None and app_state[0] == start else None,
+        app_state=app_state,
         compacted_to=Offset(log.tombstones_removed_to() + 1),
     ).encode()

@@ -47,6 +47,7 @@ from tidegate_core.log.segment import (
 from tidegate_core.log.swap import finish_swaps
 from tidegate_wire.identifiers import NodeId, Offset
 from tidegate_wire.records import HEADER_BYTES, BatchHeader
+from tidegate_wire.records.header import HEADER
 
 _DAMAGE_HINT: Final = "nothing was deleted; restore the directory from a copy, or delete the topic"
 
@@ -327,7 +328,7 @@ def _judge_tail(scan: _Scan, path: Path, end: LogPosition, size_bytes: int, *, m
         scan.mark_failed(path, f"byte {end.byte}: offset {end.offset} was on disk, and is not a whole batch any more")
     elif not may_cut or _holds_batch_after(path, end, size_bytes):
         scan.mark_failed(path, f"byte {end.byte}: offset {end.offset} is not a whole batch, but more batches follow it")
-    elif scan.is_shared and _has_its_length(path, end, size_bytes):
+    elif scan.is_shared and _is_whole_but_changed(path, end, size_bytes):
         scan.mark_failed(path, f"byte {end.byte}: a batch of offset {end.offset} with another CRC")
     else:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -410,16 +411,21 @@ def _read_voters(scan: _Scan, base: Offset, position: int, batch: memoryview) ->
         return None
 
 
-def _has_its_length(path: Path, end: LogPosition, size_bytes: int) -> bool:
+def _is_whole_but_changed(path: Path, end: LogPosition, size_bytes: int) -> bool:
     """Whether at `end` stands a batch that nothing is missing of, not even a sector that was never written."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        found = next(read_forward(descriptor, end.byte, size_bytes), None)
+        tail = os.pread(descriptor, size_bytes - end.byte, end.byte)
     finally:
         os.close(descriptor)
-    if found is None:
+    if len(tail) < HEADER_BYTES:
         return False
-    batch = bytes(found[2])
+    header = BatchHeader._make(HEADER.unpack_from(tail))
+    if crc_fits(header, tail):  # what the CRC does not cover was changed, its length maybe
+        return True
+    if not HEADER_BYTES <= header.size_bytes <= len(tail):
+        return False
+    batch = tail[: header.size_bytes]
     first = -end.byte % SECTOR_BYTES
     return all(any(batch[at : at + SECTOR_BYTES]) for at in range(first, len(batch), SECTOR_BYTES))
 

@@ -24,6 +24,7 @@ from tidegate_core.errors import (
     StorageFailed,
     UnknownProducer,
 )
+from tidegate_core.log.app_state import write_app_state
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.control import leader_change, voters_record
 from tidegate_core.log.files import OpenFiles
@@ -662,3 +663,73 @@ async def test_lost_file_of_a_shared_log_is_a_failure_at_opening(tmp_path: Path)
     async with replica(directory) as partition:
         assert isinstance(partition.failure, PartitionDamaged)
         assert partition.is_damaged
+
+
+async def test_changed_byte_of_the_last_batch_is_no_torn_tail_where_other_nodes_may_count_on_it(tmp_path: Path) -> None:
+    """Cutting it would take back what this node had acknowledged, and it would go on to vote as if it never had."""
+    batch = stamped(make_batch(values(3, 250)), 3)
+    async with replica(tmp_path / "p") as partition:
+        take(partition, stamped(make_batch(values(3)), 0), batch)
+        await sync(partition)
+    (path,) = (tmp_path / "p").glob("*.log")
+    whole = path.read_bytes()
+    start = len(whole) - len(batch)
+    for byte in [*range(start, start + 80), *range(start + 80, len(whole), 37), len(whole) - 1]:
+        changed = bytearray(whole)
+        changed[byte] ^= 1
+        path.write_bytes(changed)
+        async with replica(tmp_path / "p") as partition:
+            if 12 <= byte - start < 16:  # the leader epoch, which no CRC covers
+                continue
+            assert isinstance(partition.failure, PartitionDamaged), f"byte {byte - start} of the batch"
+            assert partition.is_damaged
+        assert path.read_bytes() == changed
+    for size in range(start + 1, len(whole), 29):
+        path.write_bytes(whole[:size])
+        async with replica(tmp_path / "p") as partition:
+            assert partition.failure is None
+            assert partition.log_end_offset == 3
+
+
+async def test_damaged_producer_snapshot_is_damage_where_the_log_does_not_make_up_for_it(tmp_path: Path) -> None:
+    directory = tmp_path / "p"
+    await prepared(directory)
+    for path in directory.glob("*.snapshot"):
+        path.write_bytes(path.read_bytes()[:-1])
+    async with replica(directory, epoch=9) as partition:
+        assert partition.failure is None
+        producer = partition.producers.get(ProducerId(1))
+        assert producer is not None
+        assert producer.batches[-1].last_offset == 5
+        await sync(partition)
+        partition.set_high_watermark(Offset(6))
+        await checkpoint(partition)
+        partition.request_checkpoint()
+        take(partition, stamped(make_batch(values(1, 900)), 6))
+        await sync(partition)
+        await checkpoint(partition)
+        partition.set_high_watermark(Offset(7))
+        partition.delete_before(Offset(6))
+        assert partition.log.segments[0].base_offset > 0
+    for path in directory.glob("*.snapshot"):
+        path.write_bytes(path.read_bytes()[:-1])
+    async with replica(directory, epoch=9) as partition:
+        assert isinstance(partition.failure, PartitionDamaged)
+
+
+async def test_state_of_the_app_that_is_damaged_is_not_left_out_of_a_snapshot(tmp_path: Path) -> None:
+    directory = tmp_path / "p"
+    async with replica(directory) as partition:
+        take(partition, *(stamped(make_batch(values(1)), number) for number in range(4)))
+        await sync(partition)
+        partition.set_high_watermark(Offset(4))
+        write_app_state(directory, Offset(3), b"what 0 to 2 add up to")
+        partition.delete_before(Offset(3))
+        assert PartitionSnapshot.decode(partition.snapshot()).app_state == b"what 0 to 2 add up to"
+        path = directory / f"{3:020d}.state"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        told: list[Partition] = []
+        partition.on_failed = told.append
+        with pytest.raises(PartitionDamaged):
+            partition.snapshot()
+        assert told == [partition]
