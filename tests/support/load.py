@@ -217,12 +217,6 @@ class Load:
             sequence += 1
 
     def _read(self, name: str) -> None:
-        def committed(error: KafkaError | None, positions: list[TopicPartition]) -> None:
-            now_s = time.monotonic()
-            for position in positions:
-                if error is None and position.error is None and position.offset >= 0:
-                    self.history.commits.append(Commit(position.partition, position.offset, now_s))
-
         consumer = Consumer(
             {
                 "group.id": GROUP,
@@ -230,7 +224,6 @@ class Load:
                 "enable.auto.commit": False,
                 "session.timeout.ms": 6000,
                 "heartbeat.interval.ms": 500,
-                "on_commit": committed,
                 **self._clients,
             }
         )
@@ -245,9 +238,19 @@ class Load:
                     self.history.reads.append(_read_of(name, message))
                     ends[_partition(message)] = _offset(message) + 1
                 if ends:
-                    positions = [TopicPartition(self.topic, index, end) for index, end in ends.items()]
-                    with contextlib.suppress(KafkaException):
-                        consumer.commit(offsets=positions, asynchronous=True)
+                    self._commit(consumer, ends)
+
+    def _commit(self, consumer: Consumer, ends: Mapping[int, int]) -> None:
+        """One at a time: librdkafka sends a commit again that got no answer, and be it after a later one."""
+        positions = [TopicPartition(self.topic, index, end) for index, end in ends.items()]
+        try:
+            committed = consumer.commit(offsets=positions, asynchronous=False) or []
+        except KafkaException:
+            return  # nobody knows
+        now_s = time.monotonic()
+        for position in committed:
+            if position.error is None:
+                self.history.commits.append(Commit(position.partition, position.offset, now_s))
 
     def _observe(self) -> None:
         """Ask for the group's offsets, again and again, without being a member."""
