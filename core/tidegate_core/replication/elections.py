@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from tidegate_core.errors import StorageError
+import structlog
+
+from tidegate_core.errors import DiskFull, StorageError
 from tidegate_core.raft.messages import BeginEpoch, EndEpoch, ReplicaKey, VoteRequest, VoteResponse, VoteState
 from tidegate_core.replication.hosted import HostedReplica
 from tidegate_core.replication.messages import (
@@ -21,6 +23,11 @@ from tidegate_core.replication.messages import (
 from tidegate_core.replication.peers import PeerError, PeerNetwork
 from tidegate_core.replication.vote_store import VoteStore
 from tidegate_wire.identifiers import NodeId
+
+RETRY_DISK_FULL_S: Final = 1.0
+"""Before votes are saved again for which there was no room."""
+
+_log = structlog.get_logger()
 
 
 class Elections:
@@ -133,6 +140,13 @@ class Elections:
             return
         try:
             await self._votes.save({key: state for key, (_, state) in states.items()})
+        except DiskFull as error:
+            _log.warning("votes_not_saved_yet", error=str(error))
+            for hosted, state in states.values():
+                if hosted.saving is state:
+                    hosted.saving = None
+            asyncio.get_running_loop().call_later(RETRY_DISK_FULL_S, self._retry, list(states))
+            return
         except StorageError as error:
             self._votes_failed(error)
             return
@@ -143,6 +157,12 @@ class Elections:
             if self._hosted.get(key) is hosted:
                 hosted.replica.saved(state, now_ms)
                 self._settle(hosted)
+
+    def _retry(self, keys: Iterable[ReplicaKey]) -> None:
+        for key in keys:
+            hosted = self._hosted.get(key)
+            if hosted is not None:
+                self.attend(hosted)
 
     # --- asking
 
@@ -205,9 +225,10 @@ class Elections:
         return VoteAnswers(answers)
 
     def _is_kept(self, key: ReplicaKey, response: VoteResponse) -> bool:
-        """Whether the vote store took the vote, which it did not if its disk failed."""
+        """Whether the vote store took the vote, which it did not if its disk failed or is full."""
         hosted = self._hosted.get(key)
-        return not response.is_granted or response.is_pre_vote or (hosted is not None and hosted.saving is None)
+        is_saved = hosted is not None and hosted.saving is None and hosted.replica.unsaved is None
+        return not response.is_granted or response.is_pre_vote or is_saved
 
     def on_begin_epochs(self, message: BeginEpochs) -> None:
         """Leaders announced themselves."""

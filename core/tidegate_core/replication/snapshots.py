@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+import structlog
+
+from tidegate_core.errors import PartitionError
 from tidegate_core.raft.messages import ReplicaKey
 from tidegate_core.replication.hosted import HostedReplica
 from tidegate_core.replication.messages import SnapshotFetch, SnapshotFetched
@@ -15,6 +18,8 @@ SNAPSHOTS_MAX: Final = 4
 """Held at once while followers fetch their pieces; a follower whose snapshot had to go begins again."""
 
 _NOTHING: Final = b""
+
+_log = structlog.get_logger()
 
 
 class Snapshots:
@@ -33,7 +38,11 @@ class Snapshots:
         if request.position == 0 or offset != request.offset:
             if hosted.partition.log_start_offset != request.offset or request.position != 0:
                 return SnapshotFetched(ErrorCode.snapshot_not_found, 0, _NOTHING)
-            data = hosted.partition.snapshot()
+            try:
+                data = hosted.partition.snapshot()
+            except (OSError, PartitionError) as error:
+                _log.warning("snapshot_not_made", topic=hosted.partition.topic, error=str(error))
+                return SnapshotFetched(ErrorCode.kafka_storage_error, 0, _NOTHING)
             self._taken.pop(request.key, None)
             self._taken[request.key] = request.offset, data
             if len(self._taken) > SNAPSHOTS_MAX:
