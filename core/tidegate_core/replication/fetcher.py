@@ -43,6 +43,9 @@ SNAPSHOT_PIECE_BYTES: Final = 1024 * 1024
 SNAPSHOT_BYTES_MAX: Final = 256 * 1024 * 1024
 """A snapshot is held in memory; a hundred thousand producers take 20 MB."""
 
+DOUBT_POLL_S: Final = 0.01
+"""Between two looks at whether a replica's doubt is on the disk; it happens once in a while, and takes one sync."""
+
 RETRY_DISK_FULL_S: Final = 1.0
 """Before asking again for records for which there was no room."""
 
@@ -329,14 +332,16 @@ class LeaderFetcher:
         key, term = hosted.key, hosted.term
         try:
             data = await self._fetch_pieces(hosted, offset)
-            if data is not None and hosted.term == term:
-                snapshot = PartitionSnapshot.decode(data)
+            snapshot = None if data is None else PartitionSnapshot.decode(data)
+            if snapshot is not None and snapshot.offset < hosted.partition.log_end_offset:
+                await self._doubt(hosted)
+            if snapshot is not None and hosted.term == term:
                 _log.info(
                     "snapshot_taken",
                     topic=hosted.partition.topic,
                     partition=hosted.partition.index,
                     offset=snapshot.offset,
-                    size_bytes=len(data),
+                    size_bytes=len(data or b""),
                 )
                 hosted.partition.reset(snapshot)
                 self._owner.settle(hosted)
@@ -348,6 +353,15 @@ class LeaderFetcher:
                 del self._snapshots[key]
                 if key in self.following:
                     self._mark(key)
+
+    async def _doubt(self, hosted: HostedReplica) -> None:
+        """Records that were acknowledged are about to go: until they are back, this replica must not vote freely."""
+        hosted.replica.forget_log()
+        self._owner.settle(hosted)
+        while True:
+            if hosted.replica.unsaved is None:
+                return
+            await asyncio.sleep(DOUBT_POLL_S)
 
     async def _fetch_pieces(self, hosted: HostedReplica, offset: Offset) -> bytes | None:
         pieces: list[bytes] = []
