@@ -12,8 +12,8 @@ from tidegate_core.replication.peers import PeerError, PeerNetwork
 from tidegate_wire.identifiers import NodeId
 
 IDLE_S: Final = 1.0
-"""Between two words to a node when there is no news: a node that started again meanwhile is found by it, since the
-connection to it broke."""
+"""Between two words to a node when there is no news: a node that started again meanwhile, or thought this one gone, is
+found by it, since it refuses them."""
 
 RETRY_S: Final = 0.1
 """Before the next try to reach a node."""
@@ -72,7 +72,8 @@ class Announcer:
             leaderships = self._leaderships(None if knows_nothing else said)
             try:
                 for first in range(0, max(len(leaderships), 1), LEADERSHIPS_MAX):
-                    part = Leaderships(leaderships[first : first + LEADERSHIPS_MAX])
+                    begins = knows_nothing and first == 0
+                    part = Leaderships(leaderships[first : first + LEADERSHIPS_MAX], begins)
                     await self._network.request(node, Lane.CONTROL, part, self._timeout_s)
             except PeerError:
                 knows_nothing = True

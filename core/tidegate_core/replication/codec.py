@@ -388,6 +388,7 @@ def _write_leaderships(writer: FieldWriter, message: Leaderships) -> None:
         _write_nodes(writer, item.in_step)
 
     writer.each(message.leaderships, write)
+    writer.int8(message.begins)
 
 
 def _read_leaderships(reader: FieldReader) -> Leaderships:
@@ -400,7 +401,8 @@ def _read_leaderships(reader: FieldReader) -> Leaderships:
                 _read_nodes(reader),
                 _read_nodes(reader),
             )
-        )
+        ),
+        reader.flag(),
     )
 
 

@@ -108,9 +108,15 @@ class Leadership:
 
 @dataclass(frozen=True, slots=True)
 class Leaderships:
-    """Some, or after connecting all, partitions that the sender leads."""
+    """Partitions that the sender leads: those of which there is news.
+
+    A node that has not heard of all others, since it just started or thought the sender gone, refuses them
+    (`fetch_session_id_not_found`): then the sender begins again.
+    """
 
     leaderships: Sequence[Leadership]
+    begins: bool = False
+    """The sender says all that it leads, in this message and those that follow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,8 @@ class ReplicaManager:
         self._hosted: dict[ReplicaKey, HostedReplica] = {}
         self._partitions: dict[tuple[str, int], Partition] = {}
         self._fetchers: dict[NodeId, LeaderFetcher] = {}
+        self._told_by: set[NodeId] = set()
+        """Nodes that said all they lead, and were not thought gone since."""
         self.sessions = FollowerSessions(
             self._hosted,
             settle=self.settle,
@@ -287,6 +289,8 @@ class ReplicaManager:
         partition.follow(epoch)
         if leader is None:
             self.leaders.lost(key, old_epoch if old_leader is not None else LeaderEpoch(epoch - 1))
+            if old_leader is not None:
+                self._told_by.discard(old_leader)  # if it leads after all, it has to say so again
             return
         self.leaders.found_again(key, epoch)
         self.leaders.heard(Leadership(key, epoch, leader, partition.voters, (leader,)))
@@ -361,7 +365,11 @@ class ReplicaManager:
             if (hosted := self._hosted.get(key)) is not None and hosted.replica.is_leader
         ]
 
-    def _on_leaderships(self, message: Leaderships) -> None:
+    def _on_leaderships(self, sender: NodeId, message: Leaderships) -> PeerResponse:
+        if message.begins:
+            self._told_by.add(sender)
+        elif sender not in self._told_by:
+            return Refused(ErrorCode.fetch_session_id_not_found, f"node {self.node_id} has not heard all of it")
         now_ms = self.now_ms()
         for leadership in message.leaderships:
             self.leaders.heard(leadership)
@@ -371,6 +379,7 @@ class ReplicaManager:
                 self.settle(hosted)
                 if hosted.awaits_leader:
                     self._fetch_anew(hosted)
+        return Done()
 
     def _begin_heard(self, voter: NodeId) -> None:
         """A voter knows by now that this node leads: let it say from where it wants to fetch."""
@@ -489,7 +498,7 @@ class ReplicaManager:
             case EndEpochs():
                 self._elections.on_end_epochs(message)
             case Leaderships():
-                self._on_leaderships(message)
+                return self._on_leaderships(sender, message)
             case SnapshotFetch():
                 return self._snapshots.piece(message)
             case _:

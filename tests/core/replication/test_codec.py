@@ -99,7 +99,9 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     VoteAnswers: st.builds(VoteAnswers, lists_of(ANSWERS)),
     BeginEpochs: st.builds(BeginEpochs, lists_of(st.tuples(KEYS, st.builds(BeginEpoch, NODES, EPOCHS)))),
     EndEpochs: st.builds(EndEpochs, lists_of(st.tuples(KEYS, st.builds(EndEpoch, NODES, EPOCHS, NODE_TUPLES)))),
-    Leaderships: st.builds(Leaderships, lists_of(st.builds(Leadership, KEYS, EPOCHS, NODES, NODE_LISTS, NODE_LISTS))),
+    Leaderships: st.builds(
+        Leaderships, lists_of(st.builds(Leadership, KEYS, EPOCHS, NODES, NODE_LISTS, NODE_LISTS)), st.booleans()
+    ),
     Done: st.just(Done()),
     ReplicaFetch: st.builds(ReplicaFetch, INT32, INT32, INT32, INT32, lists_of(POSITIONS), lists_of(KEYS)),
     ReplicaFetched: st.builds(ReplicaFetched, ERRORS, lists_of(FETCHED)),
