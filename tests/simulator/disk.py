@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -182,6 +183,7 @@ class NodeDisk:
             here = path / name
             if isinstance(entry, File):
                 here.write_bytes(entry.data)
+                os.utime(here, ns=(time.time_ns(), time.time_ns()))  # the clock may be a virtual one
                 made[id(entry)] = here.stat().st_ino
                 self._safe.contents[here.stat().st_ino] = entry.safe
             else:
@@ -281,6 +283,15 @@ class NodeDisk:
         if now.startswith(safe):
             return len(safe)
         return next(at for at, (old, new) in enumerate(zip(safe, now, strict=False)) if old != new)
+
+    def has_safe_name(self, path: Path) -> bool:
+        """Whether a power cut leaves the file or directory under this name."""
+        while path != self.root:
+            names = self._safe.names.get(path.parent.stat().st_ino, {})
+            if names.get(path.name) != path.stat().st_ino:
+                return False
+            path = path.parent
+        return True
 
     def flip(self, wanted: Callable[[str, bytes], range]) -> str | None:
         """Flip a bit in what a crash left, in a file and among the bytes that `wanted` names for it."""

@@ -29,6 +29,10 @@ STARTS_AT_S: Final = 1000.0
 
 WALL_CLOCK_AT_START_MS: Final = 1_700_000_000_000
 
+STEP_S: Final = 1e-6
+"""What a turn of the loop takes at least: nothing happens in no time, and a timer that was set by a rounded clock and
+comes too early by a hair is not early for ever."""
+
 CANCEL_ROUNDS_MAX: Final = 100
 """Turns of the loop that the tasks of a dead life may take to end."""
 
@@ -113,8 +117,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             return
         if timeout_s is None:
             raise Stuck("nothing is scheduled")
-        if timeout_s > 0:
-            self._now_s += timeout_s
+        self._now_s += max(timeout_s, STEP_S)
 
     def fail(self, error: BaseException) -> None:
         """End the run with `error`."""
@@ -146,6 +149,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if self._failure is not None:
             raise self._failure
         return task.result()
+
+    def end_tasks(self) -> None:
+        """Leave none behind."""
+        self.after_step = lambda: None
+        for _ in range(CANCEL_ROUNDS_MAX):
+            tasks = asyncio.all_tasks(self)
+            if not tasks:
+                return
+            for task in tasks:
+                task.cancel()
+            self.call_later(0.01, self.stop)
+            self.run_forever()
+        raise AssertionError(f"these tasks don't end when they are cancelled: {asyncio.all_tasks(self)}")
 
     def call_soon_threadsafe(  # type: ignore[override]  # typeshed has a TypeVarTuple here
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -255,19 +271,6 @@ def virtual_time(seed: int) -> Iterator[VirtualLoop]:
         try:
             yield loop
         finally:
-            _end(loop)
-
-
-def _end(loop: VirtualLoop) -> None:
-    """Leave no task behind."""
-    loop.after_step = lambda: None
-    for _ in range(CANCEL_ROUNDS_MAX):
-        tasks = asyncio.all_tasks(loop)
-        if not tasks:
-            break
-        for task in tasks:
-            task.cancel()
-        loop.call_later(0.01, loop.stop)
-        loop.run_forever()
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+            loop.end_tasks()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
