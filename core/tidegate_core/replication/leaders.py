@@ -57,8 +57,8 @@ class LeaderDirectory:
                 self._given_up[key] = self._lost[key]
 
     def found_again(self, key: ReplicaKey, epoch: LeaderEpoch) -> None:
-        """The leader of `epoch` was thought gone, and does lead."""
-        if self._lost.get(key, -1) >= epoch:
+        """The leader of `epoch` was thought gone, and does lead; nothing is said of newer ones."""
+        if self._lost.get(key) == epoch:
             del self._lost[key]
             self._changed(key)
 

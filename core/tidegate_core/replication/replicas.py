@@ -373,6 +373,8 @@ class ReplicaManager:
         now_ms = self.now_ms()
         for leadership in message.leaderships:
             self.leaders.heard(leadership)
+            if leadership.leader == sender:  # a replica here that is gone, or damaged, would not find it again
+                self.leaders.found_again(leadership.key, leadership.epoch)
             hosted = self._hosted.get(leadership.key)
             if hosted is not None:
                 hosted.replica.on_begin_epoch(BeginEpoch(leadership.leader, leadership.epoch), now_ms)

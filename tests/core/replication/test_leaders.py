@@ -46,6 +46,14 @@ def test_a_leader_that_was_only_thought_lost_is_told_again() -> None:
     assert leaders.get(KEY) == _led(5, 2)
 
 
+def test_an_older_leader_that_is_heard_again_brings_no_newer_one_back() -> None:
+    leaders = LeaderDirectory()
+    leaders.heard(_led(6, 3))
+    leaders.lost(KEY, LeaderEpoch(6))
+    leaders.found_again(KEY, LeaderEpoch(5))
+    assert leaders.get(KEY) is None
+
+
 def test_an_older_loss_says_nothing_of_a_newer_leader() -> None:
     leaders = LeaderDirectory()
     leaders.heard(_led(5, 2))
