@@ -362,7 +362,7 @@ class _Run:
             if self.loop.time() > end_s:
                 state = self._state_of_cluster() or "clients wait for answers"
                 await self.clients.cancel()
-                raise Violation(CONVERGES, state)
+                raise Violation(CONVERGES, "\n".join([state, *self._describe()]))
             for node in self.cluster.nodes.values():
                 await node.start()
             await asyncio.sleep(0.1)
@@ -389,6 +389,19 @@ class _Run:
                 if problem is not None:
                     return f"{topic.name}-{index}: {problem}"
         return self._state_of_metadata()
+
+    def _describe(self) -> list[str]:
+        """Every replica."""
+        return [
+            f"  {node.life} {one.partition.topic}-{one.partition.index}: {one.replica.role.name} in epoch"
+            f" {one.replica.epoch}, leader {one.replica.leader}, voters {one.partition.voters}, offsets"
+            f" {one.partition.log_start_offset} {one.partition.high_watermark} {one.partition.synced_offset}"
+            f" {one.partition.log_end_offset}, {'may' if one.replica.may_vote else 'may not'} vote,"
+            f" {one.partition.failure or one.partition.log.damage or 'whole'}"
+            for node in self.cluster.alive
+            if node.replicas is not None
+            for one in node.replicas.hosted_replicas
+        ]
 
     def _state_of_metadata(self) -> str | None:
         partitions = {node.name: node.replicas.hosted_replicas for node in self.cluster.nodes.values() if node.replicas}

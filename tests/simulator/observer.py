@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,10 +17,7 @@ from tidegate_core.partition import Partition
 from tidegate_core.raft.messages import ReplicaKey
 from tidegate_core.replication.hosted import HostedReplica
 from tidegate_core.replication.replicas import ReplicaManager
-from tidegate_wire.identifiers import Offset
-from tidegate_wire.records import BatchHeader, iter_batches
-
-READ_BYTES = 1 << 20
+from tidegate_wire.records import BatchError, BatchHeader, iter_batches
 
 
 class ObservedNode(Protocol):
@@ -119,10 +116,7 @@ class Observer:
         start, seen.high_watermark = max(seen.high_watermark, partition.log_start_offset), end
         if partition.config.compacts:
             return
-        try:
-            batches = [batch for batch in _batches_from(partition, start) if batch.end_offset <= end]
-        except PartitionError:
-            return  # damaged: whoever reads it finds out
+        batches = [batch for batch in _batches_from(partition, start) if batch.end_offset <= end]
         if batches and replica.is_leader:
             checker.leader_committed(node.name, replica.epoch, batches[-1])
         if self.has_lying_disks and not len(checker.committed) and batches:
@@ -141,10 +135,7 @@ class Observer:
                     continue
                 checker = self._checker(hosted, seen)
                 start, end = partition.log_start_offset, seen.high_watermark
-                try:
-                    batches = [batch for batch in _batches_from(partition, start) if batch.end_offset <= end]
-                except PartitionError:
-                    continue
+                batches = [batch for batch in _batches_from(partition, start) if batch.end_offset <= end]
                 wanted = [batch for batch in checker.committed.from_offset(start) if batch.end_offset <= end]
                 if batches != wanted:
                     missing = [batch for batch in wanted if batch not in batches]
@@ -194,22 +185,22 @@ def _is_safe(disk: NodeDisk, segment: Segment, wanted_bytes: int | None, offset:
     return disk.safe_bytes(segment.path) >= size_bytes and disk.has_safe_name(segment.path)
 
 
-def _batches_from(partition: Partition, start: Offset | int) -> list[Batch]:
-    """What stands in the log from `start` on, synced or not."""
+def _batches_from(partition: Partition, start: int) -> list[Batch]:
+    """What stands in the log from `start` on, synced or not; up to what can't be a batch.
+
+    From the files, past the partition: to look must change nothing.
+    """
     batches: list[Batch] = []
-    offset = Offset(start)
-    while offset < partition.log_end_offset:
-        buffers = partition.read_for_replica(offset, READ_BYTES)
-        if not buffers:
+    for segment in partition.log.segments:
+        if segment.end_offset <= start:
+            continue
+        data = segment.path.read_bytes()[: segment.size_bytes]
+        try:
+            for batch in iter_batches(data):
+                header = BatchHeader.parse(batch)
+                if header.base_offset >= start:
+                    end = header.last_offset + 1
+                    batches.append(Batch(header.base_offset, end, header.leader_epoch, header.crc))
+        except BatchError:
             break
-        for header in _headers(buffers):
-            offset = Offset(header.last_offset + 1)
-            if header.base_offset >= start:
-                batches.append(Batch(header.base_offset, offset, header.leader_epoch, header.crc))
     return batches
-
-
-def _headers(buffers: Iterable[bytes]) -> Iterator[BatchHeader]:
-    for buffer in buffers:
-        for batch in iter_batches(buffer):
-            yield BatchHeader.parse(batch)
