@@ -18,6 +18,7 @@ from typing import Final, Self
 import pytest
 
 from tests.support.peers import require_peer
+from tests.support.processes import wait_until
 
 _MIB: Final = 1024 * 1024
 _NAME: Final = re.compile(r"tidegate-disks-(?P<pid>\d+)")
@@ -94,7 +95,11 @@ def _mount(image: Path, target: Path) -> str | None:
 
 
 def _unmount(path: Path) -> None:
-    _run("umount", str(path))
+    """The kernel lets go of a loop device, and so of the file system that its image is on, a moment after its disk."""
+    command = ["umount", str(path)]
+    wait_until(
+        lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0, 10, f"{path} is unmounted"
+    )
 
 
 def _unmount_if_mounted(path: Path) -> None:
