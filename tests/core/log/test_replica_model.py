@@ -108,14 +108,20 @@ class Replica:
         return found
 
     def cut(self, offset: int) -> None:
-        cut = [batch.header.base_offset for batch in self.batches if batch.end > offset]
+        first_cut = next((batch.header.base_offset for batch in self.batches if batch.end > offset), self.end)
         self.batches = [batch for batch in self.batches if batch.end <= offset]
-        if cut:  # in a gap, of which it does not matter to which batch it belongs
+        if offset < self.end:  # maybe within a gap, of which it does not matter to which batch it belongs
             self.end = self.partition.log_end_offset
-            assert (self.batches[-1].end if self.batches else self.base_end) <= self.end <= cut[0]
+            assert (self.batches[-1].end if self.batches else self.base_end) <= self.end <= first_cut
+            self.on_disk = min(self.on_disk, self.end)
 
     base_end = 0
     """Where the log began when it was made or reset."""
+    committed = 0
+    """The highest high watermark there ever was: after a restart the replica does not know it, but is not cut below."""
+
+    on_disk = 0
+    """What was synced without a word to who waits."""
 
     def check(self) -> None:
         partition = self.partition
@@ -273,14 +279,15 @@ class Replica:
         ends = [batch.end for batch in self.batches if self.high_watermark < batch.end]
         if ends:
             self.high_watermark = self.rng.choice(ends)
+            self.committed = max(self.committed, self.high_watermark)
             self.partition.set_high_watermark(Offset(self.high_watermark))
 
     def truncate(self) -> None:
         if self.partition.is_leader:
             return
-        offset = self.rng.randrange(self.high_watermark, self.end + 2)
+        offset = self.rng.randrange(min(self.committed, self.end), self.end + 2)
         self.partition.truncate(Offset(offset))
-        self.cut(max(offset, self.high_watermark))
+        self.cut(offset)
 
     def reset(self) -> None:
         """To where a leader's log begins: here, further back, or beyond the end of this one."""
@@ -303,11 +310,13 @@ class Replica:
         self.base_voters, self.base_producers = self.voters()[1], producers
         self.base_epoch = self.epoch if offset else -1
         self.batches = []
-        self.start = self.end = self.base_end = self.high_watermark = offset
+        self.start = self.end = self.base_end = self.high_watermark = self.committed = self.on_disk = offset
         assert self.partition.synced_offset == offset
 
     def delete(self) -> None:
         offset = self.rng.randrange(self.start, self.high_watermark + 1)
+        if offset > self.partition.synced_offset:
+            self.on_disk = self.end  # a log's start is never after what is on disk of it
         self.start = self.partition.delete_before(Offset(offset))
         assert self.start == offset
 
@@ -324,7 +333,7 @@ class Replica:
     async def crash(self) -> None:
         """What was not synced is lost from some byte on."""
         self.partition.close()
-        self.synced = max(self.partition.synced_offset, self.partition.log.recovery_offset, self.start)
+        self.synced = max(self.partition.synced_offset, self.partition.log.recovery_offset, min(self.on_disk, self.end))
         await self.flusher.drain()
         kept = self.rng.randrange(self.synced, self.end + 1)
         self.lose_after(kept)
