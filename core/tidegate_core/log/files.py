@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -123,15 +124,25 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, position: i
         written += os.pwrite(descriptor, view[written:], position + written)
 
 
+_unsafe_directories: Final[set[Path]] = set()
+"""Those of which a sync failed in this process: the kernel tells it once, drops what it could not write, and takes the
+next sync for a success."""
+
+
 def sync_directory(path: Path) -> None:
     """Put names made, renamed or removed in the directory on disk.
 
     Raises:
-        OSError: the sync failed.
+        OSError: the sync failed, this time or an earlier one, whoever asked for that.
     """
+    if path in _unsafe_directories:
+        raise OSError(errno.EIO, "an earlier sync of it failed", str(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError:
+        _unsafe_directories.add(path)
+        raise
     finally:
         os.close(descriptor)
 
@@ -148,6 +159,10 @@ def replace_file(path: Path, data: bytes, *, durable: bool) -> None:
         write_all(descriptor, data, 0)
         if durable:
             os.fdatasync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # the next try shall not begin with a file of which a sync failed
+        raise
     finally:
         os.close(descriptor)
     partial.replace(path)
