@@ -200,27 +200,26 @@ class Clients:
             place = self.places[number]
             leader = await self.leader_of(place)
             if leader is not None:
-                events = await self.fetch(leader, place, positions[number])
-                for offset, device, sequence in events or ():
-                    self.history.reads.append(Read(reader, number, offset, device, sequence))
-                    positions[number] = offset + 1
+                read = await self.fetch(leader, place, positions[number])
+                if read is not None:
+                    positions[number], events = read
+                    self.history.reads += [Read(reader, number, *event) for event in events]
             await asyncio.sleep(self._chance.uniform(0, 0.5))
 
-    async def fetch(self, node: SimulatedNode, place: Place, offset: int) -> list[tuple[int, str, int]] | None:
-        """The events from `offset` on that a node gives; None: it gives none."""
+    async def fetch(
+        self, node: SimulatedNode, place: Place, offset: int
+    ) -> tuple[int, list[tuple[int, str, int]]] | None:
+        """What a node gives from `offset` on: where to go on, and the events before that; None: it gives nothing."""
         part = {"partition": place.partition, "fetch_offset": offset, "partition_max_bytes": 2**20}
-        answer = await self.ask(
-            node,
-            Api.FETCH,
-            11,
-            topics=[{"topic": place.topic, "partitions": [part]}],
-            max_bytes=2**24,
-            min_bytes=0,
-        )
+        wanted = [{"topic": place.topic, "partitions": [part]}]
+        answer = await self.ask(node, Api.FETCH, 11, topics=wanted, max_bytes=2**24, min_bytes=0)
         if answer is None or answer.responses[0].partitions[0].error_code is not ErrorCode.none:
             return None
-        records = answer.responses[0].partitions[0].records
-        return [] if records is None else [event for event in events_of(bytes(records)) if event[0] >= offset]
+        records = bytes(answer.responses[0].partitions[0].records or b"")
+        events = [event for event in events_of(records) if event[0] >= offset]
+        for batch in iter_batches(records):
+            offset = BatchHeader.parse(batch).last_offset + 1
+        return offset, events
 
     # --- groups
 
@@ -321,7 +320,7 @@ class Clients:
         return None if code is None else outcomes.get(code)
 
 
-def events_of(records: bytes) -> list[tuple[int, str, int]]:
+def events_of(records: bytes | memoryview) -> list[tuple[int, str, int]]:
     """Offset, device and sequence of each event in whole batches."""
     events: list[tuple[int, str, int]] = []
     for batch in iter_batches(records):

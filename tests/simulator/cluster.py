@@ -74,6 +74,8 @@ class SimulatedNode:
         self.is_ready = False
         self.safe_at_death: dict[ReplicaKey, int] = {}
         self.lost_disk = False
+        self.has_flipped_bits = False
+        """Some may not be found yet: nobody reads everything all the time."""
         self.disk_failed = False
         """Had an error that a node may end for, in this life."""
         self.clock_skew_ms = 0
@@ -125,8 +127,8 @@ class SimulatedNode:
     def _power_is_gone(self, life: NodeLife) -> None:
         """In the middle of whatever it does."""
         self.cluster.trace(f"{life}: power cut in the middle")
+        self._note_safe_ends()
         life.is_dead = True
-        self.safe_at_death = {}  # its image is made already; what it said it has it must show at its next start
         self.cluster.loop.call_soon(self._bury, life)
 
     def _note_safe_ends(self) -> None:
