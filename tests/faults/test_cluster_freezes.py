@@ -26,7 +26,7 @@ def test_leaders_that_are_frozen_and_thawed_lose_and_double_nothing(tmp_path: Pa
             led = under.led_by(victim)
             under.cluster.freeze(victim)
             frozen_s = under.hit()
-            under.recovered(frozen_s, led)
+            under.recovered_elsewhere(frozen_s, led, without=victim)
             time.sleep(max(0.0, frozen_s + FROZEN_S - time.monotonic()))  # how long it stands still
             under.cluster.thaw(victim)
             under.healed()

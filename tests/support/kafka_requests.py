@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,14 @@ from kio.schema.create_topics.v5.request import CreatableTopic, CreateTopicsRequ
 from kio.schema.delete_topics.v4.request import DeleteTopicsRequest
 from kio.schema.describe_quorum.v1.request import DescribeQuorumRequest, PartitionData, TopicData
 from kio.schema.metadata.v9.request import MetadataRequest, MetadataRequestTopic
+from kio.schema.produce.v9.request import PartitionProduceData, ProduceRequest, TopicProduceData
 from kio.schema.types import TopicName
-from kio.static.primitive import i16, i32, i32Timedelta
+from kio.static.primitive import Records, i16, i32, i32Timedelta
 from kio.static.protocol import RequestPayload
 
 from tidegate_wire.address import Address
 from tidegate_wire.kafka.messages import ErrorCode, decode_response, encode_request, response_type
+from tidegate_wire.records import RecordBatchBuilder
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,20 @@ def delete_topic(address: Address, name: str, timeout_s: float) -> ErrorCode:
     response = ask(address, DeleteTopicsRequest(topic_names=(TopicName(name),), timeout=timeout), timeout_s + 1)
     code: ErrorCode = response.responses[0].error_code
     return code
+
+
+def produce(
+    address: Address, topic: str, partition: int, *, key: bytes, value: bytes, timeout_s: float
+) -> tuple[ErrorCode, int]:
+    """Send one record once, to a node that may lead the partition, with acks=all; the error and the offset."""
+    builder = RecordBatchBuilder()
+    builder.append(int(time.time() * 1000), key, value)
+    data = PartitionProduceData(index=i32(partition), records=Records.parse(builder.build()))
+    timeout = i32Timedelta.parse(datetime.timedelta(seconds=timeout_s))
+    topic_data = (TopicProduceData(name=TopicName(topic), partition_data=(data,)),)
+    response = ask(address, ProduceRequest(acks=i16(-1), timeout=timeout, topic_data=topic_data), timeout_s)
+    answer = response.responses[0].partition_responses[0]
+    return answer.error_code, int(answer.base_offset)
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:

@@ -13,7 +13,10 @@ from typing import Final, Self
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from tests.support.history import Commit, CommittedSeen, History, Log, Read, Sent, Verdict, check
+from tests.support.kafka_requests import produce
 from tests.support.processes import wait_until
+from tidegate_wire.address import Address
+from tidegate_wire.kafka.messages import ErrorCode, MessageError
 
 Settings = dict[str, str | int | float | bool]
 
@@ -135,6 +138,23 @@ class Load:
             assert not self.client_errors, self.client_errors
             time.sleep(_TICK_S)
         return max(first[index] for index in wanted) - since_s
+
+    def produce_directly(self, address: Address, partition: int, timeout_s: float) -> bool:
+        """Send one event, of a device of its own, to a node that may lead the partition; says if it is acknowledged."""
+        event = Sent(f"direct-{len(self.history.sent)}", 0, partition, time.monotonic())
+        self.history.sent.append(event)
+        value = encode(event.device, event.sequence)
+        try:
+            key = event.device.encode()
+            code, offset = produce(address, self.topic, partition, key=key, value=value, timeout_s=timeout_s)
+        except (OSError, MessageError) as error:
+            event.failure = repr(error)
+            return False
+        if code is not ErrorCode.none:
+            event.failure = code.name
+            return False
+        event.offset, event.acked_s = offset, time.monotonic()
+        return True
 
     # At the end.
 

@@ -103,6 +103,24 @@ class Trial:
         self.recovery_s.append(took_s)
         return took_s
 
+    def recovered_elsewhere(self, since_s: float, partitions: Iterable[int], *, without: int) -> float:
+        """As `recovered`, as a client sees it that asks only other nodes than `without`, and waits for none of them.
+
+        librdkafka first waits for its requests to a silent node to time out; and a cut-off node that clients still reach
+        tells them truly that it knows no leader, which it may go on asking, since it prefers who answered last.
+        """
+        others = [node_id for node_id in self.cluster.node_ids if node_id != without]
+        waiting = set(partitions)
+        while waiting:
+            assert time.monotonic() < since_s + HEALED_S, f"nothing on {waiting} within {HEALED_S} s after {self.fault}"
+            leaders = self.cluster.leaders(TOPIC, *others)
+            for index in [index for index in waiting if leaders.get(index, without) != without]:
+                if self.load.produce_directly(self.cluster.plans[leaders[index]].address, index, timeout_s=2.0):
+                    waiting.discard(index)
+        took_s = time.monotonic() - since_s
+        self.recovery_s.append(took_s)
+        return took_s
+
     def healed(self) -> None:
         """The fault is over: all goes on, and every replica catches up."""
         self.load.wait_progress(time.monotonic(), HEALED_S, None, f"the end of: {self.fault}")
