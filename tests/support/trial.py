@@ -104,10 +104,10 @@ class Trial:
         return took_s
 
     def recovered_elsewhere(self, since_s: float, partitions: Iterable[int], *, without: int) -> float:
-        """As `recovered`, as a client sees it that asks only other nodes than `without`, and waits for none of them.
+        """As `recovered`, as a client sees it that asks only other nodes than `without`.
 
-        librdkafka first waits for its requests to a silent node to time out; and a cut-off node that clients still reach
-        tells them truly that it knows no leader, which it may go on asking, since it prefers who answered last.
+        librdkafka first waits for its requests to a silent node to time out; a cut-off node that clients still reach
+        tells them truly that it knows no leader, yet it may go on asking, since it prefers who answered last.
         """
         others = [node_id for node_id in self.cluster.node_ids if node_id != without]
         waiting = set(partitions)
