@@ -77,10 +77,17 @@ async def _topic_or_error(node: Node, asked: MetadataRequestTopic, operations: i
     try:
         if asked.name not in node.image.topics:
             await _create_on_demand(node, asked.name, creates=creates)
-        await _await_elections(node, node.image.topics[asked.name])
-        return _whole_topic(node, node.image.topics[asked.name], operations)
+        await _await_elections(node, _known_topic(node, asked.name))
+        return _whole_topic(node, _known_topic(node, asked.name), operations)  # it may be gone by now
     except Exception as error:  # becomes this topic's answer
         return _unknown_topic(refusal_of(error).code, name=asked.name)
+
+
+def _known_topic(node: Node, name: str) -> Topic:
+    topic = node.image.topics.get(name)
+    if topic is None:
+        raise KafkaError(ErrorCode.unknown_topic_or_partition, f"there is no topic {name!r}")
+    return topic
 
 
 async def _await_elections(node: Node, topic: Topic) -> None:
