@@ -24,6 +24,7 @@ from tidegate_core.errors import (
     StorageFailed,
     UnknownProducer,
 )
+from tidegate_core.log import files
 from tidegate_core.log.app_state import write_app_state
 from tidegate_core.log.config import LogConfig
 from tidegate_core.log.control import leader_change, voters_record
@@ -44,6 +45,7 @@ async def replica(
     directory: Path, config: LogConfig = SMALL, *, epoch: int = 1, voters: tuple[NodeId, ...] = VOTERS
 ) -> AsyncIterator[Partition]:
     """A replica of three that follows in `epoch`; closed at the end as a crash leaves it."""
+    files._unsafe_directories.clear()  # as in a new process
     flusher = Flusher()
     partition = open_or_create(directory, config, OpenFiles(8), flusher, voters=voters)
     partition.follow(LeaderEpoch(epoch))
