@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import subprocess
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -24,6 +26,9 @@ from tests.support.peers import require_peer
 from tests.support.processes import wait_until
 
 of_admin: Any = confluent_kafka.admin  # its stubs do not export what stands in it
+
+# aiokafka and kafka-python leave the sockets open of nodes that refuse them.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 TIMEOUT_S = 60.0
 COUNT = 600
@@ -45,6 +50,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         for node in cluster.node_ids:
             for word in ("request_failed", "connection_failed", "Traceback"):
                 assert word not in cluster.output(node), f"node {node}"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_clients_left_open() -> Iterator[None]:
+    """Collected here, so that no later test is blamed for it."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture
@@ -111,7 +125,6 @@ def test_confluent_produces_over_a_leaders_death(cluster: Cluster, topic: str) -
         assert mine == VALUES[partition::2]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # aiokafka leaves refused sockets open
 async def test_aiokafka_produces_over_a_leaders_death(cluster: Cluster, topic: str) -> None:
     producer = aiokafka.AIOKafkaProducer(
         bootstrap_servers=cluster.bootstrap, enable_idempotence=True, request_timeout_ms=int(TIMEOUT_S * 1000)
@@ -251,7 +264,6 @@ def test_a_group_of_kafka_python_goes_on_when_its_coordinator_dies(cluster: Clus
     consumer.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # aiokafka leaves refused sockets open
 async def test_a_group_of_aiokafka_goes_on_when_its_coordinator_dies(cluster: Cluster, topic: str) -> None:
     await asyncio.to_thread(_produce_all, cluster, topic)
     group = f"group-{next(_numbers)}"

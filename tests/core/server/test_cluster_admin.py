@@ -85,8 +85,11 @@ class Admin:
         """Whom all nodes take for the leader."""
 
         async def agreed() -> int | None:
-            said = {(await self.topic(name, node_id)).partitions[index].leader_id for node_id in self.clients}
-            return int(said.pop()) if len(said) == 1 and -1 not in said else None
+            said: set[int] = set()
+            for node_id in self.clients:
+                partitions = (await self.topic(name, node_id)).partitions
+                said.add(int(partitions[index].leader_id) if index < len(partitions) else -1)
+            return said.pop() if len(said) == 1 and -1 not in said else None
 
         return await eventually(agreed)
 

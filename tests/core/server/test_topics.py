@@ -238,7 +238,7 @@ async def test_a_topic_gets_more_partitions_and_never_fewer(client: RawClient) -
 
     async def grow(count: int, **fields: Any) -> ErrorCode:
         topic = {"name": "t", "count": count, "assignments": None} | fields
-        response = await client.ask(Api.CREATE_PARTITIONS, 3, topics=[topic])
+        response = await client.ask(Api.CREATE_PARTITIONS, 3, topics=[topic], timeout=seconds(10))
         code: ErrorCode = response.results[0].error_code
         return code
 
