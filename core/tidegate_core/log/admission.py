@@ -12,7 +12,7 @@ from tidegate_core.errors import (
     TransactionRefused,
 )
 from tidegate_core.log.config import LogConfig
-from tidegate_core.log.control import read_voters
+from tidegate_core.log.control import begins_epoch, read_voters
 from tidegate_core.log.segment import OFFSET_MAX
 from tidegate_wire.identifiers import LeaderEpoch, NodeId, Offset
 from tidegate_wire.records import (
@@ -113,6 +113,10 @@ def check_replicated_batches(
                     f"offset {header.base_offset} of epoch {header.leader_epoch} can't follow offset {end} of epoch "
                     f"{epoch}"
                 )
+            if header.leader_epoch > last_epoch >= 0 and not (header.is_control and begins_epoch(batch)):
+                raise CorruptBatchRefused(
+                    f"offset {header.base_offset}: epoch {header.leader_epoch} was not begun after {last_epoch}"
+                )
             if header.is_control:
                 voters = read_voters(batch)
                 if voters is not None:
@@ -121,6 +125,7 @@ def check_replicated_batches(
                 compacted_to = Offset(last_offset + 1)
             headers.append(header)
             end, epoch = Offset(last_offset + 1), header.leader_epoch
+            last_epoch = epoch
     except BatchError as error:
         raise CorruptBatchRefused(str(error)) from error
     if epoch > leader_epoch and headers:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from tidegate_core.log.compaction_state import CompactionState, load_state
+from tidegate_core.log.epochs import LeaderEpochs
 from tidegate_core.log.files import write_all
 from tidegate_core.log.index import SparseIndex
 from tidegate_core.log.log import Log
@@ -50,7 +51,8 @@ class CompactionPlan:
 
     directory: Path
     segments: tuple[Segment, ...]
-    """Read by their path, base, end and size alone."""
+    """Read by their path, base, end, size, and whether their epochs are known."""
+    epochs: LeaderEpochs
     state: CompactionState
     tombstones_end: Offset
     segment_bytes_max: int
@@ -96,6 +98,7 @@ def plan_compaction(
     return CompactionPlan(
         log.directory,
         tuple(segments),
+        LeaderEpochs(log.epochs.entries),
         state,
         state.tombstones_end(config.delete_retention_ms, now_ms),
         config.segment_bytes,
@@ -228,11 +231,12 @@ class Compactor:
         return True
 
     def _batches(self, segment: Segment) -> Iterator[tuple[BatchHeader, memoryview]]:
-        end = 0
+        end, epochs = 0, self._plan.epochs
         descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for position, header, batch in read_forward(descriptor, 0, segment.size_bytes):
-                if not crc_fits(header, batch):
+                expected = epochs.at(header.base_offset) if segment.epochs is not None else None
+                if not crc_fits(header, batch) or expected not in (None, header.leader_epoch):
                     break
                 yield header, batch
                 end = position + len(batch)
@@ -240,7 +244,7 @@ class Compactor:
         finally:
             os.close(descriptor)
         if end < segment.size_bytes:
-            raise segment.damaged(end, "the batch there is not whole, or its CRC does not fit")
+            raise segment.damaged(end, "the batch there is not whole, or not what was written")
 
     def _rest(self) -> None:
         now = time.monotonic()

@@ -49,6 +49,19 @@ def voters_record(voters: Sequence[NodeId]) -> ControlRecord:
     return ControlRecord(_KEY.pack(0, VOTERS), json.dumps({"voters": list(voters)}).encode())
 
 
+def begins_epoch(batch: bytes | memoryview) -> bool:
+    """Whether a control batch is the one that opens its leader's epoch: no other batch has a higher epoch than the one
+    before it, but the first of a log.
+
+    Raises:
+        CorruptBatchRefused: it can't be read.
+    """
+    try:
+        return any(_KEY.unpack_from(record.key or b"")[1] == LEADER_CHANGE for record in read_records(batch))
+    except (BatchError, struct.error) as error:
+        raise CorruptBatchRefused(f"a control record can't be read: {error!r}") from error
+
+
 def read_voters(batch: bytes | memoryview) -> tuple[NodeId, ...] | None:
     """The voters that a control batch sets; None if it is about something else.
 

@@ -53,6 +53,11 @@ class LeaderEpochs:
             return epoch, self._starts[0]
         return self._epochs[at - 1], self._starts[at] if at < len(self._starts) else log_end_offset
 
+    def at(self, offset: Offset) -> LeaderEpoch | None:
+        """That of the batch at `offset`; None before the first that is known."""
+        at = bisect_right(self._starts, offset) - 1
+        return self._epochs[at] if at >= 0 else None
+
     def before(self, offset: Offset) -> LeaderEpochs:
         """Those of the batches before `offset`."""
         return LeaderEpochs((epoch, start) for epoch, start in self.entries if start < offset)

@@ -453,6 +453,8 @@ class Log:
             self._remove(self.segments[:at:-1])
             segment.cut(end)
             segment.is_dense = self.is_dense
+            if segment.epochs is not None:
+                segment.epochs = self.epochs
             self._active = segment
             self._active_created_ms = segment.last_append_ms
             # a checkpoint on its way, which would have written the indexes of these, is void now

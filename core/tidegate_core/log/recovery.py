@@ -27,7 +27,7 @@ from tidegate_core.errors import CorruptBatchRefused, PartitionDamaged
 from tidegate_core.log.checkpoint import CHECKPOINT_NAME, Checkpoint, load_checkpoint
 from tidegate_core.log.compaction_state import COMPACTION_NAME
 from tidegate_core.log.config import LogConfig
-from tidegate_core.log.control import VoterSets, read_voters
+from tidegate_core.log.control import VoterSets, begins_epoch, read_voters
 from tidegate_core.log.epochs import LeaderEpochs
 from tidegate_core.log.files import DELETED_SUFFIX, PARTIAL_SUFFIX, DamagedFile, OpenFiles, replace_file, sync_directory
 from tidegate_core.log.identity import PartitionIdentity
@@ -174,6 +174,9 @@ def open_log(
     active = scan.segments[-1]
     for segment in scan.segments[:-1]:
         segment.is_sealed = True
+    if identity.is_shared:
+        for segment in scan.segments:
+            segment.epochs = scan.epochs
     point = checkpoint.recovery_point
     if point is None or point.segment_base != active.base_offset:
         checkpoint = replace(checkpoint, segment_created_ms=0)
@@ -385,14 +388,9 @@ def _check_batches(scan: _Scan, index: SparseIndex, good: LogPosition, next_base
             follows = base_offset == good.offset if scan.is_dense else base_offset >= good.offset
             if not follows or not base_offset <= last_offset < offset_end or not crc_fits(header, batch):
                 break
-            if header.is_control:
-                voters = _read_voters(scan, good.segment_base, position, batch)
-                if scan.failure is not None:
-                    break
-                if voters is not None:
-                    scan.voter_sets.note(base_offset, voters)
+            if not _take_note(scan, good.segment_base, position, header, batch):
+                break
             index.add(header, position)
-            scan.epochs.note(header.leader_epoch, base_offset)
             if base_offset != good.offset or header.has_gaps:
                 scan.compacted_to = max(scan.compacted_to, Offset(last_offset + 1))
             if base_offset >= scan.replay_from:
@@ -403,12 +401,41 @@ def _check_batches(scan: _Scan, index: SparseIndex, good: LogPosition, next_base
     return good
 
 
-def _read_voters(scan: _Scan, base: Offset, position: int, batch: memoryview) -> tuple[NodeId, ...] | None:
+def _take_note(scan: _Scan, base: Offset, position: int, header: BatchHeader, batch: memoryview) -> bool:
+    """Note epoch and voters of a batch whose CRC fits; False if they are not what was written: that is no torn tail."""
+    offset = header.base_offset
+    problem = _epoch_problem(scan, header, batch) if scan.is_shared else ""
+    if header.is_control and not problem:
+        try:
+            voters = read_voters(batch)
+        except CorruptBatchRefused as error:
+            problem = str(error)
+        else:
+            if voters is not None:
+                scan.voter_sets.note(offset, voters)
+    if problem:
+        scan.mark_failed(segment_path(scan.directory, base), f"byte {position}, offset {offset}: {problem}")
+        return False
+    scan.epochs.note(header.leader_epoch, offset)
+    return True
+
+
+def _epoch_problem(scan: _Scan, header: BatchHeader, batch: memoryview) -> str:
+    """What is wrong with a batch's leader epoch, which no CRC covers and other nodes would believe.
+
+    Before the recovery point the checkpoint knows it; behind, each epoch begins with the record that says so.
+    """
+    epoch, latest = header.leader_epoch, scan.epochs.latest
+    if header.base_offset < scan.recovery_offset:
+        expected = scan.epochs.at(header.base_offset)
+        return f"epoch {epoch} instead of {expected}" if expected not in (None, epoch) else ""
+    if latest is None or epoch == latest:
+        return ""
     try:
-        return read_voters(batch)
-    except CorruptBatchRefused as error:  # its CRC fits, so this is no torn tail
-        scan.mark_failed(segment_path(scan.directory, base), f"byte {position}: {error}")
-        return None
+        is_begun = epoch > latest and header.is_control and begins_epoch(batch)
+    except CorruptBatchRefused as error:
+        return str(error)
+    return "" if is_begun else f"epoch {epoch} was not begun after {latest}"
 
 
 def _is_whole_but_changed(path: Path, end: LogPosition, size_bytes: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from crc32c import crc32c
 
 from tidegate_core.errors import PartitionDamaged
+from tidegate_core.log.epochs import LeaderEpochs
 from tidegate_core.log.files import OpenFiles, write_all
 from tidegate_core.log.index import IndexPlace, SparseIndex
 from tidegate_wire.identifiers import Offset
@@ -105,6 +106,7 @@ class Segment:
         "base_offset",
         "checked_to",
         "end_offset",
+        "epochs",
         "is_dense",
         "is_dirty",
         "is_sealed",
@@ -142,6 +144,8 @@ class Segment:
         """Bytes from here on were written, or checked, since this process opened the log."""
         self.checked_to = 0
         """Bytes before here were checked when they were read."""
+        self.epochs: LeaderEpochs | None = None
+        """What epochs its batches have, if that is known and matters: other nodes believe what they say."""
         self._files = files
         self._index: SparseIndex | None = index
         self._resume: dict[int, int] = {}
@@ -309,7 +313,12 @@ class Segment:
             return f"a batch of offsets {base_offset} to {last_offset} does not belong there"
         if len(batch) < header.size_bytes:
             return f"a batch of {header.size_bytes} bytes does not fit there"
-        return "" if crc_fits(header, batch) else "the CRC of the batch does not fit"
+        if not crc_fits(header, batch):
+            return "the CRC of the batch does not fit"
+        expected = self.epochs.at(base_offset) if self.epochs is not None else None
+        if expected is None or header.leader_epoch == expected:
+            return ""
+        return f"a batch of epoch {header.leader_epoch} at offset {base_offset}, which is of epoch {expected}"
 
     def _position_of(self, offset: Offset, end: LogPosition) -> int:
         """Where the first batch begins that ends after `offset`; `end.byte` if none does."""
@@ -390,6 +399,7 @@ class Segment:
             index.add(header, position)
         self.largest_timestamp_ms = index.largest_timestamp_ms
         self.checked_to = min(self.checked_to, end.byte)
+        self.trusted_from = min(self.trusted_from, end.byte)
         self.is_sealed = False
         self.is_dirty = True
         self._resume.clear()

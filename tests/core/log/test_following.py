@@ -66,6 +66,11 @@ def take(partition: Partition, *batches: bytes) -> None:
     partition.append_as_follower(memoryview(b"".join(batches)), NOW_MS)
 
 
+def begun(offset: int, epoch: int) -> bytes:
+    """The record with which a leader begins its epoch."""
+    return stamped(leader_change(NodeId(2), VOTERS).to_batch(NOW_MS), offset, epoch)
+
+
 async def sync(partition: Partition) -> None:
     async with asyncio.timeout(20):
         await partition.synced(partition.log_end_offset)
@@ -185,14 +190,15 @@ def test_hostile_bytes_are_refused_as_a_whole_or_were_whole_batches(tmp_path: Pa
     asyncio.run(run())
 
 
-async def test_records_of_an_older_epoch_or_of_one_to_come_are_refused(tmp_path: Path) -> None:
+async def test_records_of_an_older_epoch_or_of_one_that_no_leader_began_are_refused(tmp_path: Path) -> None:
     async with replica(tmp_path / "p", epoch=5) as partition:
         take(partition, stamped(make_batch(values(1)), 0, 4))
-        for epoch in (3, 6):
+        for epoch in (3, 5, 6):
             with pytest.raises(CorruptBatchRefused):
                 take(partition, stamped(make_batch(values(1)), 1, epoch))
-        with pytest.raises(CorruptBatchRefused):
-            take(partition, stamped(make_batch(values(1)), 1, 5), stamped(make_batch(values(1)), 2, 4))
+        for batches in ((begun(1, 6),), (begun(1, 3),), (begun(1, 5), stamped(make_batch(values(1)), 2, 4))):
+            with pytest.raises(CorruptBatchRefused):
+                take(partition, *batches)
         assert partition.log_end_offset == 1
         assert partition.last_epoch == 4
 
@@ -256,14 +262,13 @@ async def test_full_disk_leaves_whole_batches_and_the_rest_is_taken_later(
 async def test_cut_log_ends_with_the_epoch_and_voters_before_it(tmp_path: Path) -> None:
     async with replica(tmp_path / "p", epoch=9) as partition:
         take(partition, stamped(make_batch(values(2), producer=(1, 0, 0)), 0, 2))
-        take(partition, stamped(voters_record(VOTERS[:2]).to_batch(NOW_MS), 2, 3))
-        take(partition, stamped(leader_change(NodeId(2), VOTERS).to_batch(NOW_MS), 3, 5))
-        take(partition, stamped(make_batch(values(2), producer=(1, 0, 2)), 4, 5))
-        partition.truncate(Offset(5))
-        assert (partition.log_end_offset, partition.last_epoch) == (4, 5)
+        take(partition, begun(2, 3), stamped(voters_record(VOTERS[:2]).to_batch(NOW_MS), 3, 3))
+        take(partition, begun(4, 5), stamped(make_batch(values(2), producer=(1, 0, 2)), 5, 5))
+        partition.truncate(Offset(6))
+        assert (partition.log_end_offset, partition.last_epoch) == (5, 5)
         assert partition.voters == VOTERS[:2]
-        partition.truncate(Offset(3))
-        assert (partition.log_end_offset, partition.last_epoch) == (3, 3)
+        partition.truncate(Offset(4))
+        assert (partition.log_end_offset, partition.last_epoch) == (4, 3)
         partition.truncate(Offset(2))
         assert (partition.log_end_offset, partition.last_epoch) == (2, 2)
         assert tuple(partition.voters) == VOTERS
@@ -285,7 +290,7 @@ async def test_log_cut_to_its_start_still_has_the_epoch_before(tmp_path: Path) -
         await sync(partition)
         partition.set_high_watermark(Offset(2))
         partition.delete_before(Offset(2))
-        take(partition, stamped(make_batch(values(2)), 2, 5))
+        take(partition, begun(2, 5), stamped(make_batch(values(2)), 3, 5))
         partition.truncate(Offset(2))
         assert (partition.log_start_offset, partition.log_end_offset, partition.last_epoch) == (2, 2, 4)
     async with replica(tmp_path / "p", epoch=9) as partition:
@@ -303,7 +308,8 @@ async def test_what_was_cut_does_not_come_back(tmp_path: Path) -> None:
             await asyncio.sleep(pause)
             partition.truncate(Offset(3))
             kept = [stamped(make_batch(values(1, 400), producer=(1, 0, number)), number, 1) for number in range(3)]
-            new = [stamped(make_batch(values(2, 300), producer=(1, 1, 2 * at)), 3 + 2 * at, 2) for at in range(4)]
+            new = [stamped(make_batch(values(2, 300), producer=(1, 1, 2 * at)), 4 + 2 * at, 2) for at in range(4)]
+            new.insert(0, begun(3, 2))
             take(partition, *new)
             await sync(partition)
         for _ in range(2):
@@ -314,7 +320,7 @@ async def test_what_was_cut_does_not_come_back(tmp_path: Path) -> None:
                 assert partition.last_epoch == 2
                 producer = partition.producers.get(ProducerId(1))
                 assert producer is not None
-                assert (producer.epoch, producer.batches[-1].last_offset) == (1, 10)
+                assert (producer.epoch, producer.batches[-1].last_offset) == (1, 11)
                 await checkpoint(partition)
 
 
@@ -502,7 +508,7 @@ async def test_full_disk_delays_a_reset(tmp_path: Path, monkeypatch: pytest.Monk
         assert partition.log_end_offset == 6
         partition.reset(snapshot)
         assert (partition.log_start_offset, partition.log_end_offset) == (40, 40)
-        take(partition, stamped(make_batch(values(1)), 40, 9))
+        take(partition, begun(40, 9))
         await sync(partition)
         assert partition.synced_offset == 41
 
@@ -681,8 +687,6 @@ async def test_changed_byte_of_the_last_batch_is_no_torn_tail_where_other_nodes_
         changed[byte] ^= 1
         path.write_bytes(changed)
         async with replica(tmp_path / "p") as partition:
-            if 12 <= byte - start < 16:  # the leader epoch, which no CRC covers
-                continue
             assert isinstance(partition.failure, PartitionDamaged), f"byte {byte - start} of the batch"
             assert partition.is_damaged
         assert path.read_bytes() == changed
@@ -735,3 +739,34 @@ async def test_state_of_the_app_that_is_damaged_is_not_left_out_of_a_snapshot(tm
         with pytest.raises(PartitionDamaged):
             partition.snapshot()
         assert told == [partition]
+
+
+async def test_changed_epoch_is_damage_wherever_it_stands_although_no_crc_covers_it(tmp_path: Path) -> None:
+    """Other nodes would believe it: a follower would be told to cut what is committed, a candidate would win."""
+    directory = tmp_path / "p"
+    batches = [stamped(make_batch(values(1, 400), producer=(1, 0, number)), number, 1) for number in range(4)]
+    batches += [begun(4, 3), *(stamped(make_batch(values(1, 400)), number, 3) for number in range(5, 9))]
+    async with replica(directory, epoch=3) as partition:
+        take(partition, *batches[:6])
+        await sync(partition)
+        await checkpoint(partition)
+        take(partition, *batches[6:])
+        await sync(partition)
+    for path in sorted(directory.glob("*.log")):
+        whole = path.read_bytes()
+        at = 0
+        for batch in iter_batches(whole):
+            for bit in (0, 1, 2, 6, 28, 31):
+                changed = bytearray(whole)
+                changed[at + 15 - bit // 8] ^= 1 << bit % 8
+                path.write_bytes(changed)
+                async with replica(directory, epoch=3) as partition:
+                    assert partition.last_epoch == 3
+                    if partition.failure is None:
+                        with pytest.raises(PartitionDamaged):
+                            batches_of(partition)
+                    assert partition.is_damaged
+            at += len(batch)
+        path.write_bytes(whole)
+    async with replica(directory, epoch=3) as partition:
+        assert batches_of(partition) == batches

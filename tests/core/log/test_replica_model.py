@@ -188,10 +188,21 @@ class Replica:
         producers, base, epoch = self.producers(), self.end, max(self.last_epoch, 0)
         batches: list[Batch] = []
         for _ in range(self.rng.randrange(1, 6)):
+            last_epoch = batches[-1].header.leader_epoch if batches else self.last_epoch
             epoch = self.rng.randrange(epoch, self.epoch + 1)
-            batches.append(self.new_batch(base, epoch, producers, may_have_gap=may_have_gap))
+            if epoch > last_epoch >= 0:
+                batches.append(self.new_epoch(base, epoch))
+            else:
+                batches.append(self.new_batch(base, epoch, producers, may_have_gap=may_have_gap))
             base = batches[-1].end
         return batches
+
+    @staticmethod
+    def new_epoch(base: int, epoch: int) -> Batch:
+        """With this record a leader begins."""
+        data = leader_change(NodeId(1), VOTERS).to_batch(NOW_MS)
+        stamp(data, Offset(base), LeaderEpoch(epoch))
+        return Batch(bytes(data))
 
     # --- steps
 
@@ -200,6 +211,8 @@ class Replica:
             return  # it began anew, and lacks records that are committed: nobody would vote for it
         self.epoch += 1
         self.partition.lead(LeaderEpoch(self.epoch))
+        if self.last_epoch >= 0:
+            self.append_control()
 
     def follow(self) -> None:
         self.epoch += 1
@@ -228,12 +241,10 @@ class Replica:
 
     def append_control(self) -> None:
         if self.partition.is_leader:
-            record = leader_change(NodeId(1), self.partition.voters)
-            data = record.to_batch(NOW_MS)
-            stamp(data, Offset(self.end), LeaderEpoch(self.epoch))
-            assert self.partition.append_control(record, NOW_MS) == self.end + 1
-            self.batches.append(Batch(bytes(data)))
-            self.end += 1
+            batch = self.new_epoch(self.end, self.epoch)
+            assert self.partition.append_control(leader_change(NodeId(1), VOTERS), NOW_MS) == batch.end
+            self.batches.append(batch)
+            self.end = batch.end
 
     def append_bad(self) -> None:
         """Anything that is not what a leader would send is refused as a whole."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.core.log.support import NOW_MS, checkpoint, make_batch, open_or_create, values
 from tidegate_core.log.app_state import load_app_state, write_app_state
 from tidegate_core.log.config import LogConfig
-from tidegate_core.log.control import voters_record
+from tidegate_core.log.control import leader_change, voters_record
 from tidegate_core.log.files import OpenFiles
 from tidegate_core.log.flusher import Flusher
 from tidegate_core.log.partition_snapshot import PartitionSnapshot
@@ -54,6 +54,10 @@ def snapshot_at(offset: int) -> PartitionSnapshot:
 
 def replicated(partition: Partition, count: int, epoch: int = 1) -> None:
     """Append what a leader would send."""
+    if epoch > partition.last_epoch >= 0:
+        begin = leader_change(VOTERS[1], VOTERS).to_batch(NOW_MS)
+        stamp(begin, partition.log_end_offset, LeaderEpoch(epoch))
+        partition.append_as_follower(memoryview(begin), NOW_MS)
     for number in range(count):
         batch = bytearray(make_batch(values(1, 100), producer=(1, 0, number)))
         stamp(batch, partition.log_end_offset, LeaderEpoch(epoch))
