@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import itertools
 import subprocess
@@ -263,49 +262,6 @@ def test_a_group_of_kafka_python_goes_on_when_its_coordinator_dies(cluster: Clus
 
     _group_reads_over_death(cluster, topic, group, read, consumer.commit)
     consumer.close()
-
-
-async def test_a_group_of_aiokafka_goes_on_when_its_coordinator_dies(cluster: Cluster, topic: str) -> None:
-    await asyncio.to_thread(_produce_all, cluster, topic)
-    group = f"group-{next(_numbers)}"
-    consumer = aiokafka.AIOKafkaConsumer(
-        topic,
-        bootstrap_servers=cluster.bootstrap,
-        group_id=group,
-        auto_offset_reset="earliest",
-        enable_auto_commit=False,
-    )
-    await consumer.start()
-    values: list[bytes] = []
-
-    async def read(until: int) -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            while len(values) < until:
-                batches = await consumer.getmany(timeout_ms=200, max_records=until - len(values))
-                values.extend(record.value for records in batches.values() for record in records)
-
-    async def commit() -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            while True:
-                try:
-                    await consumer.commit()
-                except aiokafka.errors.KafkaError:  # it tells of a coordinator that is gone, and looks for the next one
-                    await asyncio.sleep(0.2)
-                else:
-                    return
-
-    await read(COUNT // 2)
-    await commit()
-    dead = await asyncio.to_thread(_kill_coordinator, cluster, group)
-    try:
-        await read(COUNT)
-        await commit()
-        with contextlib.suppress(aiokafka.errors.KafkaError):  # it raises what its fetch of the dead node met
-            await consumer.stop()
-    finally:
-        await asyncio.to_thread(cluster.start, dead)
-    await asyncio.to_thread(cluster.wait_in_step, topic, 2)
-    assert set(values) == set(VALUES)
 
 
 # Admin tools.
